@@ -1,0 +1,33 @@
+"""Heptune fine-tunes language models with several techniques and finds out which one fits.
+
+    run = heptune.tune("smollm2-135m", "reviews.jsonl", technique=heptune.Lora(rank=16))
+    print(heptune.evaluate(run.folder).rows)
+
+Names are loaded when they are first used, so that importing heptune takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = ("tune", "resume", "evaluate", "check", "explain", "load", "open_run", "DataOptions")
+_ELSEWHERE = {"Run": "heptune.runs.run", "Settings": "heptune.engine.settings", "Message": "heptune.data.record"}
+
+__all__ = ["DataOptions", "Freeze", "Full", "Lora", "Message", "Run", "Settings", "check", "evaluate", "explain"]
+__all__ += ["load", "open_run", "resume", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return getattr(importlib.import_module("heptune.api"), name)
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+    if name[:1].isupper():
+        techniques = importlib.import_module("heptune.techniques")
+        module = next((n for n in techniques.names() if n.replace("_", "") == name.lower()), None)
+        if module is not None:
+            return techniques.get(module)
+    raise AttributeError(f"module 'heptune' has no attribute {name!r}")
