@@ -1,0 +1,481 @@
+"""Readers of every supported file format: bytes in, records out, or an error that says where and what to do.
+
+The format is found by looking at the content; the file's extension only decides where the content leaves a doubt:
+
+- JSON lines: one object a line
+- JSON: a list of objects, or an object that holds exactly one such list
+- CSV and TSV with a header; the separator is a comma, a semicolon or a tab
+- plain text (.txt, .md): each block of lines between blank lines is one record
+
+What the rows may look like stands in `shapes`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heptune.core.errors import DataError
+from heptune.core.registry import nearest
+from heptune.data.record import Record
+from heptune.data.shapes import Row, agree, check_columns, convert, listed, recognise, shown, used_columns
+
+EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+LINES, TABLES, PLAIN = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".txt", ".md")
+MAGIC = {
+    b"\x1f\x8b": ("gzip", "unpack it first (gunzip)"),
+    b"PK\x03\x04": ("a zip archive or an Office document", "unpack it, or export the sheet as CSV (UTF-8)"),
+    b"PAR1": ("Parquet", "convert it, e.g. pandas.read_parquet(…).to_json(…, orient='records', lines=True)"),
+    b"ARROW1": ("Arrow", "convert it to JSON lines first"),
+    b"%PDF": ("a PDF", "extract its text first"),
+}
+# The longer marks first: UTF-32's little-endian mark begins with UTF-16's.
+BYTE_ORDER_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A file as read. `records` are all of one kind; `skipped` the bad lines that were left out.
+
+    `format` names what was found, e.g. 'CSV, text + label'; `sha256` is that of the file's bytes; `ignored` are the
+    columns that nothing was read from.
+    """
+
+    path: Path
+    format: str
+    records: tuple[Record, ...]
+    skipped: tuple[DataError, ...]
+    sha256: str
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The kind of all records ('conversation', 'labelled text', 'plain text'); 'no records' when there are none."""
+        return self.records[0].kind if self.records else "no records"
+
+
+def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad: bool = False) -> Dataset:
+    """Read a data file of any supported format.
+
+    `columns` names columns by hand: role (text, label, prompt, completion, messages or system) -> the file's column.
+    The first bad line raises DataError, with file and line. With `skip_bad` bad lines are collected in
+    `Dataset.skipped` instead; DataError is raised only when nothing is left. Raises UsageError for an unknown role.
+    """
+    path, columns = Path(path), dict(columns or {})
+    data = _bytes(path)
+    text = _decode(data, path)
+    source = _parse(text, path, columns)
+    records: list[Record]
+    ignored: tuple[str, ...] = ()
+    bad = list(source.bad)
+    if source.is_text:
+        if columns:
+            raise DataError("this is plain text, it has no columns; leave --column away", path=path)
+        records, name = _blocks(text), "plain text"
+    else:
+        records, name, ignored = _records(source, path, columns, bad)
+    if bad and not (skip_bad and records):
+        raise _first(bad, path, nothing_left=skip_bad)
+    return Dataset(path, name, tuple(records), tuple(bad), hashlib.sha256(data).hexdigest(), ignored)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A parsed file: its rows with their line (or element) numbers, and the lines that could not be parsed."""
+
+    container: str
+    rows: Sequence[tuple[int, Row]] = ()
+    bad: Sequence[DataError] = ()
+    place: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        return self.container == "plain text"
+
+
+def _records(
+    source: _Source, path: Path, columns: Mapping[str, str], bad: list[DataError]
+) -> tuple[list[Record], str, tuple[str, ...]]:
+    """The records of all rows that fit the file's shape, its format's name and the unread columns; appends to `bad`."""
+    if not source.rows:
+        raise _first(bad, path, nothing_left=True)
+    names = dict.fromkeys(name for _, row in source.rows for name in row)
+    try:
+        check_columns(columns, names)
+        shape = agree([row for _, row in source.rows], columns)
+    except DataError as error:
+        raise DataError(error.problem, path=path) from None
+    records = []
+    for line, row in source.rows:
+        try:
+            records.append(convert(row, shape, columns, line))
+        except DataError as error:
+            bad.append(DataError(source.place.format(line) + error.problem, path=path, line=line))
+    bad.sort(key=lambda error: error.line or 0)
+    used = used_columns(shape, dict.fromkeys(names, ""), columns)
+    return records, f"{source.container}, {shape.describe()}", tuple(n for n in names if n not in used)
+
+
+def _first(bad: Sequence[DataError], path: Path, *, nothing_left: bool) -> DataError:
+    """The error for bad lines: the first one in full, and how many more there are."""
+    first = bad[0]
+    if nothing_left:
+        return DataError(
+            f"no usable record is left: all {len(bad)} are bad, the first: {first.problem}", path=path, line=first.line
+        )
+    more = f" ({len(bad) - 1} more are bad; --skip-bad leaves them out)" if len(bad) > 1 else " (or use --skip-bad)"
+    return DataError(first.problem + more, path=path, line=first.line)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise DataError(f"this is a folder; name a file in it: {listed(_names(path))}", path=path)
+        if not path.exists():
+            raise _missing(path)
+        if not path.is_file():
+            raise DataError("this is not a regular file; save the data to a file first", path=path)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the file cannot be read: {error.strerror or error}; check name and permissions", path=path
+        ) from None
+
+
+def _missing(path: Path) -> DataError:
+    if not path.parent.is_dir():
+        return DataError(f"there is no such file, nor a folder {str(path.parent)!r}; check the path", path=path)
+    names = _names(path.parent)
+    close = nearest(path.name, names)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return DataError(f"there is no such file; {hint}files in that folder: {listed(names)}", path=path)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(child.name for child in folder.iterdir() if child.is_file() and not child.name.startswith("."))
+
+
+def _decode(data: bytes, path: Path) -> str:
+    """The text of a UTF-8 file, with plain newlines and without a byte order mark."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            raise _encoding(f"the file is {encoding} (by its byte order mark)", encoding, path)
+    for magic, (what, way_out) in MAGIC.items():
+        if data.startswith(magic):
+            raise DataError(f"the file is {what}, not text; {way_out}", path=path)
+    if b"\0" in data:
+        # ASCII text in UTF-16 has every second byte zero; which half tells the byte order.
+        even, odd, half = data[0::2].count(0), data[1::2].count(0), len(data) / 2
+        if max(even, odd) > 0.5 * half and min(even, odd) < 0.1 * half:
+            guess = "UTF-16LE" if odd > even else "UTF-16BE"
+            raise _encoding(f"the file looks like {guess} (every second byte is zero)", guess, path)
+        raise _binary(f"NUL byte at position {data.index(0)}", path)
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        found = f"byte 0x{data[error.start]:02X} (byte {column} of the line) is not UTF-8"
+        control = re.search(rb"[\x00-\x08\x0e-\x1f]", data)
+        if control:
+            raise _binary(f"control byte 0x{control[0][0]:02X} at position {control.start()}", path) from None
+        raise _encoding(f"{found}; probably Windows-1252 or Latin-1", "WINDOWS-1252", path, line) from None
+    if not text.strip():
+        what = "only white space" if data else "0 bytes"
+        raise DataError(f"the file is empty ({what}); it must hold at least one record", path=path)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _binary(found: str, path: Path) -> DataError:
+    return DataError(f"the file is binary ({found}), not text; export it as UTF-8 JSON lines or CSV", path=path)
+
+
+def _encoding(found: str, encoding: str, path: Path, line: int | None = None) -> DataError:
+    target = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    command = f"iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(str(target))}"
+    return DataError(f"{found}; data files must be UTF-8. Convert it: {command}", path=path, line=line)
+
+
+def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
+    """Find the container by content, with the extension as the tie-breaker."""
+    suffix, body = path.suffix.lower(), text.strip()
+    if body[0] in "[{" or suffix in (*LINES, ".json"):
+        value, problem = _loads(body)
+        if problem is None and isinstance(value, list):
+            return _elements(value, path)
+        if problem is None and isinstance(value, dict):
+            return _object(value, text, path, columns)
+        if suffix in LINES or (body[0] == "{" and _looks_like_lines(body)):
+            return _json_lines(text, path)
+        if suffix not in (*TABLES, *PLAIN):
+            if problem is None:
+                raise DataError(f"the file holds {shown(value)}; a list of objects is needed", path=path)
+            before = len(text) - len(text.lstrip())
+            line = text[:before].count("\n") + (problem.lineno if isinstance(problem, json.JSONDecodeError) else 1)
+            raise DataError(_json_problem(body, problem), path=path, line=line)
+    table = _table(text, path, columns) if suffix in TABLES else _unnamed_table(text, path, columns)
+    if table is not None:
+        return table
+    if suffix in PLAIN:
+        return _Source("plain text")
+    raise DataError(
+        f"what this file holds is not recognised; it begins with {shown(body.split(chr(10))[0])}. "
+        f"Known: JSON lines, JSON, CSV and TSV with column names in the first line, plain text ({', '.join(PLAIN)}); "
+        "rename the file if it is one of these",
+        path=path,
+    )
+
+
+def _looks_like_lines(body: str) -> bool:
+    """Whether a file that begins with { is one object a line, perhaps with damaged lines, and not one large object."""
+    lines = [line.strip() for line in body.split("\n") if line.strip()]
+    return isinstance(_loads(lines[0])[0], dict) or sum(x[0] == "{" and x[-1] == "}" for x in lines) * 2 > len(lines)
+
+
+def _loads(text: str) -> tuple[Any, Exception | None]:
+    """The value and no problem, or the problem. ValueError also covers integers of thousands of digits."""
+    try:
+        return json.loads(text), None
+    except (ValueError, RecursionError) as error:
+        return None, error
+
+
+def _json_problem(text: str, problem: Exception) -> str:
+    if isinstance(problem, json.JSONDecodeError):
+        rest = text[problem.pos :].split("\n")[0]
+        found = shown(rest) if rest.strip() else "the end of the line" if problem.pos < len(text) else "the end"
+        reason = problem.msg[0].lower() + problem.msg[1:]
+        return f"not valid JSON at column {problem.colno}: {reason}, found {found}; correct it"
+    if isinstance(problem, RecursionError):
+        return "the JSON is nested too deeply to be read; a row is an object of strings, numbers and short lists"
+    return f"not valid JSON: {str(problem).split(';')[0]}; write such a number as a string"
+
+
+def _row(value: Any) -> Row:
+    """Check one parsed JSON row. Raises DataError without a place."""
+    if not isinstance(value, dict):
+        raise DataError(f'the row is {shown(value)}; it must be an object such as {{"text": …, "label": …}}')
+    try:
+        surrogate = SURROGATE.search(json.dumps(value, ensure_ascii=False))
+    except RecursionError as error:
+        raise DataError(_json_problem("", error)) from None
+    if surrogate:
+        raise DataError(
+            f"the row contains the lone surrogate \\u{ord(surrogate[0]):04x}, half a character that no text can hold; "
+            "write the whole pair or the character itself"
+        )
+    return value
+
+
+def _json_lines(text: str, path: Path) -> _Source:
+    rows, bad = [], []
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        value, problem = _loads(content)
+        try:
+            if problem is not None:
+                raise DataError(_json_problem(content, problem))
+            rows.append((line, _row(value)))
+        except DataError as error:
+            bad.append(DataError(error.problem, path=path, line=line))
+    return _Source("JSON lines", rows, bad)
+
+
+def _elements(values: list[Any], path: Path) -> _Source:
+    if not values:
+        raise DataError("the list is empty; it must hold at least one record", path=path)
+    rows, bad = [], []
+    for number, value in enumerate(values, 1):
+        try:
+            rows.append((number, _row(value)))
+        except DataError as error:
+            bad.append(DataError(f"element {number} of the list: {error.problem}", path=path, line=number))
+    return _Source("JSON", rows, bad, place="element {} of the list: ")
+
+
+def _object(value: dict[str, Any], text: str, path: Path, columns: Mapping[str, str]) -> _Source:
+    """A file that is one object: a single record, or the wrapping of a list of records."""
+    if recognise(value, columns) is None:
+        lists = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
+        if len(lists) == 1:
+            return _elements(value[lists[0]], path)
+        if lists:
+            raise DataError(
+                f"the object holds {len(lists)} lists of records ({listed(lists)}); save each to a file of its own",
+                path=path,
+            )
+    if text.strip().count("\n") == 0:
+        return _json_lines(text, path)
+    return _elements([value], path)
+
+
+def _table(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
+    """CSV or TSV: the first separator whose header is recognised, else the one that gives most columns."""
+    order = ("\t", ",", ";") if path.suffix.lower() == ".tsv" else (",", ";", "\t")
+    headers = {separator: _header(text, separator) for separator in order}
+    known = [s for s in order if recognise(dict.fromkeys(headers[s], ""), columns) is not None]
+    separator = known[0] if known else max(order, key=lambda s: len(headers[s]))
+    header = headers[separator]
+    if not header:
+        raise DataError("the quotes in the first line (the column names) do not pair up; close them", path=path, line=1)
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DataError(f"the column {listed(twice)} stands twice in the first line; rename one", path=path, line=1)
+    rows, bad = [], []
+    for line, fields, problem in _table_rows(text, separator):
+        if problem is None and len(fields) != len(header):
+            name = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
+            problem = (
+                f"the row has {len(fields)} fields, but the first line names {len(header)} columns ({listed(header)}); "
+                f"put double quotes around a field that contains a {name}"
+            )
+        if problem is None:
+            rows.append((line, dict(zip(header, fields, strict=True))))
+        else:
+            bad.append(DataError(problem, path=path, line=line))
+    if not rows and not bad:
+        raise DataError(f"there is only one line, read as column names ({listed(header)}); rows are missing", path=path)
+    return _Source("TSV" if separator == "\t" else "CSV", rows, bad)
+
+
+def _unnamed_table(text: str, path: Path, columns: Mapping[str, str]) -> _Source | None:
+    """A table whose extension does not say so: the header is recognised and the next line has as many fields."""
+    for separator in ("\t", ",", ";"):
+        header = _header(text, separator)
+        if len(header) > 1 and recognise(dict.fromkeys(header, ""), columns) is not None:
+            second = next((fields for _, fields, problem in _table_rows(text, separator) if problem is None), [])
+            if len(second) == len(header):
+                return _table(text, path, columns)
+    return None
+
+
+def _header(text: str, separator: str) -> list[str]:
+    """The fields of the first line that is not blank; none when its quotes are damaged."""
+    first = next(line for line in text.split("\n") if line.strip())
+    return [name.strip() for _, fields, _ in _fields([first], separator, csv.QUOTE_MINIMAL) for name in fields]
+
+
+def _table_rows(text: str, separator: str) -> Iterator[tuple[int, list[str], str | None]]:
+    """(line, fields, problem) of each row below the header; blank lines are skipped."""
+    lines = text.split("\n")
+    quoting = csv.QUOTE_MINIMAL
+    filled = [line for line in lines if line.strip()]
+    one_row_a_line = separator == "\t" and len({line.count("\t") for line in filled}) == 1
+    if one_row_a_line and any(problem for line in filled for _, _, problem in _fields([line], separator, quoting)):
+        # Quotes that do not pair up within a row are part of the text, as in most published TSV files.
+        quoting = csv.QUOTE_NONE
+    rows = _fields(lines, separator, quoting)
+    next(rows, None)
+    yield from rows
+
+
+def _fields(lines: Sequence[str], separator: str, quoting: int) -> Iterator[tuple[int, list[str], str | None]]:
+    # The limit is the csv module's own global one (131,072 characters a field by default), so it is put back.
+    before = csv.field_size_limit(sum(map(len, lines)) + len(lines) + 1)
+    try:
+        rows = list(_parse_fields(lines, separator, quoting))
+    finally:
+        csv.field_size_limit(before)
+    yield from rows
+
+
+def _parse_fields(lines: Sequence[str], separator: str, quoting: Any) -> Iterable[tuple[int, list[str], str | None]]:
+    reader = csv.reader((line + "\n" for line in lines), delimiter=separator, quoting=quoting, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "end of data" in str(error):
+                rest = f"the {len(lines) - line + 1} lines from here to the end belong to one field"
+                yield line, [], f"a double quote opened here is never closed, so {rest}; close it, or write it twice"
+            else:
+                yield line, [], f"damaged quoting ({error}); inside quotes a double quote is written twice"
+            continue
+        if len(fields) > 1 or (fields and fields[0].strip()):
+            yield line, fields, None
+
+
+def _blocks(text: str) -> list[Record]:
+    """Plain text: each block between blank lines is one record."""
+    records, block, start = [], list[str](), 0
+    for line, content in enumerate([*text.split("\n"), ""], 1):
+        if content.strip():
+            start = start if block else line
+            block.append(content.rstrip())
+        elif block:
+            records.append(Record(start, text="\n".join(block)))
+            block = []
+    return records
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a data set."""
+
+    train: Path
+    validation: Path | None
+    test: Path | None
+
+
+NAMES = {"train": ("train",), "validation": ("dev", "val", "valid", "validation"), "test": ("test",)}
+
+
+def locate(data: str | Path, validation: str | Path | None = None, test: str | Path | None = None) -> Parts:
+    """The files of a data set: one file, or a folder with train.* and, if there are any, dev.* (val, valid,
+    validation) and test.*.
+
+    `validation` and `test` name files by hand and win over the folder's. Raises DataError when a file is missing,
+    when there is no train file, or when there are several candidates.
+    """
+    data = Path(data)
+    by_hand = {"validation": validation, "test": test}
+    found: dict[str, Path | None] = {part: None if name is None else Path(name) for part, name in by_hand.items()}
+    if data.is_dir():
+        for part in NAMES:
+            if found.get(part) is None:
+                found[part] = _only_candidate(data, part)
+    else:
+        found["train"] = data
+    for path in found.values():
+        if path is not None and not path.exists():
+            raise _missing(path)
+        if path is not None and path.is_dir():
+            raise DataError(f"this is a folder; name a file in it: {listed(_names(path))}", path=path)
+    train = found["train"]
+    if train is None:
+        raise DataError(
+            f"the folder has no training file (train{', train'.join(EXTENSIONS)}); it holds: {listed(_names(data))}. "
+            "Name the file itself instead of the folder",
+            path=data,
+        )
+    return Parts(train, found["validation"], found["test"])
+
+
+def _only_candidate(folder: Path, part: str) -> Path | None:
+    paths = sorted(folder / n for n in _names(folder) if Path(n).suffix.lower() in EXTENSIONS)
+    paths = [path for path in paths if path.stem.lower() in NAMES[part]]
+    if len(paths) > 1:
+        raise DataError(
+            f"several files could be the {part} part: {listed(p.name for p in paths)}; name the one to use by hand",
+            path=folder,
+        )
+    return paths[0] if paths else None
