@@ -1,0 +1,232 @@
+"""The anatomy of a causal language model: where a technique can touch it, whatever the architecture calls it.
+
+Techniques ask for roles, never for module names of one architecture. A linear site is one matrix y = Wx + b:
+
+    attention.q  attention.k  attention.v  attention.o     or fused: attention.qkv
+    mlp.gate  mlp.up  mlp.down                             or fused: mlp.gate_up
+    head                                                   hidden state -> logits
+
+Names differ between architectures, so a site is recognised by its module's type, its own name, and whether it lies in
+the attention or the MLP of a decoder layer; its shape is then checked against its role.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from heptune.core.errors import BaseModelError, TechniqueError
+from heptune.core.registry import nearest
+
+ROLES = (
+    "attention.q",
+    "attention.k",
+    "attention.v",
+    "attention.qkv",
+    "attention.o",
+    "mlp.gate",
+    "mlp.up",
+    "mlp.gate_up",
+    "mlp.down",
+    "head",
+)
+
+# The last part of a module's path -> what it does inside an attention or an MLP.
+_ATTENTION_NAMES = {
+    "q": ("q_proj", "query", "q_lin", "wq"),
+    "k": ("k_proj", "key", "k_lin", "wk"),
+    "v": ("v_proj", "value", "v_lin", "wv"),
+    "qkv": ("qkv_proj", "query_key_value", "c_attn", "wqkv", "qkv", "attn_qkv"),
+    "o": ("o_proj", "out_proj", "dense", "c_proj", "wo", "attn_out"),
+}
+_MLP_NAMES = {
+    "gate": ("gate_proj", "w1"),
+    "up": ("up_proj", "w3", "fc1", "fc_in", "c_fc", "dense_h_to_4h"),
+    "gate_up": ("gate_up_proj",),
+    "down": ("down_proj", "w2", "fc2", "fc_out", "c_proj", "dense_4h_to_h"),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear place. `weight` is stored [out, in], or [in, out] where `transposed` (GPT-2's Conv1D)."""
+
+    layer: int | None
+    role: str
+    path: str
+    in_features: int
+    out_features: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that costs are computed from. Counts are elements; a tied head counts once."""
+
+    architecture: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    parameters: int
+    layer_parameters: tuple[int, ...]
+    final_norm_parameters: int
+    head_parameters: int
+    head_tied: bool
+    sites: tuple[Site, ...]
+
+    def select(self, roles: Iterable[str]) -> tuple[Site, ...]:
+        """The sites with these roles: names of `ROLES`, a part ('attention', 'mlp'), 'linear' (all but the head), or
+        'all'. A role whose fused form stands in this architecture (attention.q in attention.qkv) is refused by name."""
+        chosen: list[Site] = []
+        present = Counter(site.role for site in self.sites)
+        for role in roles:
+            if role in ("linear", "all-linear"):
+                found = [s for s in self.sites if s.role != "head"]
+            elif role == "all":
+                found = list(self.sites)
+            else:
+                found = [s for s in self.sites if s.role == role or s.role.split(".")[0] == role]
+            if not found:
+                raise TechniqueError(self._missing(role, present))
+            chosen += [s for s in found if s not in chosen]
+        return tuple(s for s in self.sites if s in chosen)
+
+    def _missing(self, role: str, present: Counter[str]) -> str:
+        available = ", ".join(f"{name} ({count})" for name, count in present.items())
+        part, _, letter = role.partition(".")
+        for fused in present:
+            if fused.startswith(part + ".") and letter and letter in re.split("_|(?=[qkv])", fused.partition(".")[2]):
+                return f"{role} is fused into {fused} in {self.architecture}; use {fused}. Sites here: {available}"
+        close = nearest(role, [*ROLES, "linear", "all", "attention", "mlp"])
+        hint = f" (nearest: {', '.join(close)})" if close else ""
+        return f"{self.architecture} has no linear site {role!r}{hint}. Sites here: {available}"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model taken apart: `decoder` gives hidden states, `head` turns them into logits."""
+
+    model: nn.Module
+    decoder: nn.Module
+    layers: tuple[nn.Module, ...]
+    layers_path: str
+    final_norm: nn.Module | None
+    final_norm_path: str | None
+    head: nn.Module
+    head_path: str
+    sites: tuple[Site, ...]
+    shape: ModelShape
+
+    def module(self, site: Site) -> nn.Module:
+        """The module that stands at a site now (a technique may have replaced the base's own)."""
+        return self.model.get_submodule(site.path)
+
+    def select(self, roles: Iterable[str]) -> tuple[Site, ...]:
+        """The sites with these roles (see `ModelShape.select`)."""
+        return self.shape.select(roles)
+
+
+def dissect(model: nn.Module) -> Anatomy:
+    """Finds the places of a causal language model.
+
+    Raises `BaseModelError` when the model has no decoder layers, no linear head, or a site whose shape contradicts its
+    role.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, nn.Linear):
+        raise BaseModelError(
+            f"{type(model).__name__} has no linear output head; "
+            "Heptune tunes causal language models (text in, next token out)"
+        )
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    names = {id(module): name for name, module in model.named_modules()}
+    layers_path, layers = _decoder_layers(decoder, names[id(decoder)], type(model).__name__)
+    norm = _final_norm(decoder)
+    sites = [*_layer_sites(layers, layers_path)]
+    head_path = names[id(head)]
+    sites.append(Site(None, "head", head_path, head.in_features, head.out_features, False))
+    embedding = model.get_input_embeddings().weight
+    shape = ModelShape(
+        architecture=type(model).__name__,
+        hidden=head.in_features,
+        layers=len(layers),
+        vocabulary=head.out_features,
+        parameters=_count([model]),
+        layer_parameters=tuple(_count([layer]) for layer in layers),
+        final_norm_parameters=_count([norm]) if norm is not None else 0,
+        head_parameters=_count([head]),
+        head_tied=embedding is head.weight,
+        sites=tuple(sites),
+    )
+    return Anatomy(
+        model=model,
+        decoder=decoder,
+        layers=tuple(layers),
+        layers_path=layers_path,
+        final_norm=norm,
+        final_norm_path=names[id(norm)] if norm is not None else None,
+        head=head,
+        head_path=head_path,
+        sites=tuple(sites),
+        shape=shape,
+    )
+
+
+def _count(modules: Iterable[nn.Module]) -> int:
+    """Distinct parameters' elements."""
+    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+
+
+def _decoder_layers(decoder: nn.Module, prefix: str, name: str) -> tuple[str, list[nn.Module]]:
+    lists = [(path, m) for path, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and _has_attention(m)]
+    if not lists:
+        raise BaseModelError(
+            f"{name} has no list of decoder layers with attention; such a model has no places to tune yet"
+        )
+    path, layers = max(lists, key=lambda item: (len(item[1]), -len(item[0])))
+    return f"{prefix}.{path}" if prefix else path, list(layers)
+
+
+def _has_attention(layers: nn.ModuleList) -> bool:
+    return len(layers) > 0 and any("attn" in path or "attention" in path for path, _ in layers[0].named_modules())
+
+
+def _final_norm(decoder: nn.Module) -> nn.Module | None:
+    norms = [
+        m for name, m in decoder.named_children() if re.search(r"norm|ln", name) and not isinstance(m, nn.ModuleList)
+    ]
+    return norms[-1] if norms else None
+
+
+def _layer_sites(layers: list[nn.Module], prefix: str) -> Iterable[Site]:
+    for index, layer in enumerate(layers):
+        for path, module in layer.named_modules():
+            if not isinstance(module, nn.Linear | Conv1D):
+                continue
+            role = _role(path)
+            if role is None:
+                continue
+            transposed = isinstance(module, Conv1D)
+            rows, columns = module.weight.shape
+            n_in, n_out = (rows, columns) if transposed else (columns, rows)
+            yield Site(index, role, f"{prefix}.{index}.{path}", n_in, n_out, transposed)
+
+
+def _role(path: str) -> str | None:
+    """'self_attn.q_proj' -> 'attention.q'; None for a linear that is no site (a router, a gate of experts)."""
+    *parents, leaf = path.split(".")
+    inside = ".".join(parents)
+    in_attention = "attn" in inside or "attention" in inside
+    table, part = (_ATTENTION_NAMES, "attention") if in_attention else (_MLP_NAMES, "mlp")
+    return next((f"{part}.{role}" for role, leaves in table.items() if leaf in leaves), None)
+
+
+def weight_of(module: nn.Module, transposed: bool) -> torch.Tensor:
+    """The matrix of a site as [out, in]."""
+    return module.weight.T if transposed else module.weight

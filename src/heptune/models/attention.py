@@ -1,0 +1,226 @@
+"""Attention over a forest: which row sees which, and the function that transformers calls.
+
+A batch is one flat row of T tokens (see `engine/forest.py`). Token q may look at token k exactly when
+
+    k <= q < end[k]        and, in layers with a sliding window w, position[q] - position[k] < w
+
+That comparison is causality, packing without contamination and prefix sharing in one. Computing it as one [T, T]
+matrix would waste most of the work, so the rows are cut into blocks: each block of query rows meets only the keys
+that at least one of its rows can see.
+
+Shapes: T rows, H query heads, K key/value heads (H a multiple of K), D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "heptune_forest"
+
+# Query rows of one block. Smaller blocks skip more invisible keys, larger ones make fewer calls; 64 to 256 measured
+# alike on two cores, 128 least.
+BLOCK_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Block:
+    """Query rows [start, stop) and the keys they meet: a slice where those are contiguous, else row numbers [k]."""
+
+    start: int
+    stop: int
+    keys: slice | torch.Tensor
+    visible: torch.Tensor  # [stop - start, k], bool
+
+
+@dataclass
+class Visibility:
+    """Who sees whom in one forest: `end` and `position`, both int64 [T]. Blocks are made once for each window."""
+
+    end: np.ndarray
+    position: np.ndarray
+    device: torch.device
+    _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
+    _bias: dict[tuple[int | None, int, torch.dtype], list[torch.Tensor]] = field(default_factory=dict)
+
+    def blocks(self, window: int | None = None) -> list[Block]:
+        """The blocks of a layer with this sliding window (None: unlimited)."""
+        if window not in self._blocks:
+            self._blocks[window] = [self._block(a, b, window) for a, b in self._cuts()]
+        return self._blocks[window]
+
+    def bias(self, window: int | None, groups: int, dtype: torch.dtype) -> list[torch.Tensor]:
+        """For each block the additive mask [1, 1, groups * rows, k] (0 where visible, -inf elsewhere)."""
+        key = (window, groups, dtype)
+        if key not in self._bias:
+            self._bias[key] = [
+                torch.zeros(block.visible.shape, dtype=dtype, device=self.device)
+                .masked_fill_(~block.visible, -torch.inf)
+                .repeat(groups, 1)[None, None]
+                for block in self.blocks(window)
+            ]
+        return self._bias[key]
+
+    def _cuts(self) -> Iterator[tuple[int, int]]:
+        """Row ranges of about BLOCK_ROWS, cut where a new tree begins when one begins in the second half of a block."""
+        rows = len(self.end)
+        roots = np.flatnonzero(self.position == self.position.min())
+        start = 0
+        while start < rows:
+            stop = min(start + BLOCK_ROWS, rows)
+            inside = roots[(roots > start + BLOCK_ROWS // 2) & (roots <= stop)]
+            if stop < rows and len(inside):
+                stop = int(inside[-1])
+            yield start, stop
+            start = stop
+
+    def _block(self, start: int, stop: int, window: int | None) -> Block:
+        candidates = np.flatnonzero(self.end[:stop] > start)
+        query = np.arange(start, stop)[:, None]
+        visible = (candidates[None] <= query) & (query < self.end[candidates][None])
+        if window is not None:
+            visible &= self.position[start:stop, None] - self.position[candidates][None] < window
+            seen = visible.any(0)
+            candidates, visible = candidates[seen], visible[:, seen]
+        first, last = int(candidates[0]), int(candidates[-1])
+        contiguous = last - first + 1 == len(candidates)
+        keys = slice(first, last + 1) if contiguous else torch.from_numpy(candidates).to(self.device)
+        return Block(start, stop, keys, torch.from_numpy(visible).to(self.device))
+
+
+class AttentionState:
+    """What a model's attention modules share: the forest that is being computed, or None for an ordinary call."""
+
+    def __init__(self) -> None:
+        self.visibility: Visibility | None = None
+
+    @contextmanager
+    def over(self, visibility: Visibility) -> Iterator[None]:
+        """Attention follows this forest inside the block. The backward pass belongs inside too: recomputing an
+        activation runs the attention again."""
+        before, self.visibility = self.visibility, visibility
+        try:
+            yield
+        finally:
+            self.visibility = before
+
+
+def forest_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in every layer, after rotary embedding: query [1, H, T, D], key and value [1, K, T, D];
+    gives [1, T, H, D]. Outside a forest it is torch's scaled dot-product attention."""
+    state: AttentionState | None = getattr(module, "heptune_attention", None)
+    if state is None or state.visibility is None:
+        if softcap is not None:  # torch's own attention has none
+            return _softcapped(query, key, value, attention_mask, scaling, softcap), None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise NotImplementedError("attention sinks and position biases are not part of forest attention")
+    window = sliding_window or None
+    return attend(query, key, value, state.visibility, scaling, window, softcap), None
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visibility: Visibility,
+    scaling: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attention of every row over the rows it can see: query [1, H, T, D], key, value [1, K, T, D] -> [1, T, H, D].
+
+    The H / K query heads that share a key/value head become rows of one problem, so keys and values are not repeated.
+    """
+    _, heads, rows, width = query.shape
+    kv_heads = key.shape[1]
+    groups = heads // kv_heads
+    grouped = query.reshape(kv_heads, groups, rows, width)
+    outputs = []
+    blocks = visibility.blocks(window)
+    biases = visibility.bias(window, groups, query.dtype)
+    for block, bias, part in zip(blocks, biases, grouped.split([b.stop - b.start for b in blocks], dim=2), strict=True):
+        count = block.stop - block.start
+        q = part.reshape(1, kv_heads, groups * count, width)
+        if isinstance(block.keys, slice):
+            k, v = key[:, :, block.keys], value[:, :, block.keys]
+        else:
+            k, v = key.index_select(2, block.keys), value.index_select(2, block.keys)
+        out = _dot_product(q, k, v, bias, scaling, softcap)
+        outputs.append(out.reshape(heads, count, -1))  # a copy where the kernel lays heads innermost (CUDA's does)
+    return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0)
+
+
+def _dot_product(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scaling: float | None, softcap: float | None
+) -> torch.Tensor:
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap) + bias
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _softcapped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """An ordinary call's attention with a soft cap on its scores; transformers leaves a plainly causal mask out."""
+    groups, rows, keys = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if mask is None:
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
+    bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    return _dot_product(query, key, value, bias, scaling, softcap).transpose(1, 2).contiguous()
+
+
+def register() -> None:
+    """Makes forest attention known to transformers under `NAME`. Ordinary calls keep torch's own masks."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, forest_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+
+
+def install(model: torch.nn.Module) -> AttentionState | None:
+    """Switches a model to forest attention; None when its architecture does not go through transformers' interface."""
+    register()
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(NAME)
+    except ValueError:
+        return None
+    if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(before)
+        return None
+    # A second call shares the first one's state, so that both callers' forests are attended to.
+    states = (getattr(module, "heptune_attention", None) for module in model.modules())
+    state = next((found for found in states if found is not None), None) or AttentionState()
+    for module in model.modules():
+        if getattr(module, "layer_idx", None) is not None:
+            module.heptune_attention = state
+    return state
