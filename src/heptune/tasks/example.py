@@ -1,0 +1,33 @@
+"""An example as tokens: what the model reads and what it learns to say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """One token sequence with its targets.
+
+    `supervised[t]` says whether token t is a target (predicted from the tokens before it). Token 0 never is: nothing
+    stands before it. `record` is the index of the record it came from. `cut` counts tokens that the length limit took
+    away.
+    """
+
+    tokens: tuple[int, ...]
+    supervised: tuple[bool, ...]
+    record: int
+    cut: int = 0
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) == len(self.supervised) and not (self.supervised and self.supervised[0])
+
+    @property
+    def lead(self) -> int:
+        """How many tokens stand before the first supervised one: the part that may be shared with other examples."""
+        return next((t for t, s in enumerate(self.supervised) if s), len(self.supervised))
+
+    @property
+    def targets(self) -> int:
+        """The number of supervised tokens."""
+        return sum(self.supervised)
