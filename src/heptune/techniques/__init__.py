@@ -1,0 +1,91 @@
+"""One file for each technique; adding a file adds a technique.
+
+Names and cards are read from the files without importing them (they need torch, which takes seconds).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heptune.core.errors import TechniqueError, UsageError
+from heptune.core.registry import unknown
+
+if TYPE_CHECKING:
+    from heptune.techniques._contract import Technique
+
+_FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The techniques that exist, in alphabetical order."""
+    return sorted(path.stem for path in _FOLDER.glob("[!_]*.py"))
+
+
+@cache
+def card(name: str) -> str:
+    """A technique's card: principle, advantages, costs, when to use it, when not, and the paper."""
+    _known(name)
+    text = ast.get_docstring(ast.parse((_FOLDER / f"{name}.py").read_text("utf-8")))
+    assert text is not None
+    return text
+
+
+def get(name: str) -> type[Technique]:
+    """The technique's class; its fields are its hyperparameters."""
+    _known(name)
+    return importlib.import_module(f"heptune.techniques.{name}").TECHNIQUE
+
+
+def build(name: str, settings: dict[str, Any] | None = None) -> Technique:
+    """A technique with these hyperparameters; text is converted to each field's type.
+
+    Raises `TechniqueError` for a setting it does not have or a value out of range.
+    """
+    kind = get(name)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in (settings or {}).items():
+        plain = key.replace("-", "_")
+        if plain not in known:
+            raise unknown(f"setting of {name}", key, known, UsageError)
+        values[plain] = _convert(name, plain, value, str(known[plain].type))
+    return kind(**values)
+
+
+def recognise(folder: Path) -> type[Technique]:
+    """The technique whose artifact lies in a folder; raises `TechniqueError` when there is none."""
+    if not folder.is_dir():
+        raise TechniqueError(f"{folder} is no folder; name the folder that holds the artifact")
+    found = next((kind for kind in map(get, names()) if kind.recognises(folder)), None)
+    if found is None:
+        raise TechniqueError(f"{folder} holds no artifact of a known technique ({', '.join(names())})")
+    return found
+
+
+def _known(name: str) -> None:
+    if name not in names():
+        raise unknown("technique", name, names(), TechniqueError)
+
+
+def _convert(technique: str, key: str, value: Any, annotation: str) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str):
+        return value
+    try:
+        if annotation.startswith("tuple"):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        if annotation.startswith("bool"):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+        if annotation.startswith("int"):
+            return int(value)
+        if annotation.startswith("float"):
+            return float(value)
+    except (KeyError, ValueError):
+        raise UsageError(f"{technique}: {key} takes {annotation.split(' |')[0]}, got {value!r}") from None
+    return value

@@ -1,0 +1,78 @@
+"""What a technique promises to the rest of the house.
+
+A technique is a frozen dataclass of hyperparameters. `attach` puts it into a model and returns what is trained;
+callers ask for capabilities, never for names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from torch import nn
+
+from heptune.models.anatomy import Anatomy, ModelShape
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a technique adds, in elements.
+
+    `trainable`: elements that receive a gradient. `optimizer`: elements that AdamW keeps for them. `activations`:
+    elements per computed row that the backward pass keeps because of the technique. `tokens`: rows added to a batch.
+    """
+
+    trainable: int
+    optimizer: int
+    activations: int = 0
+    tokens: int = 0
+
+
+class Attached(Protocol):
+    """A technique inside a model."""
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, in a fixed order."""
+
+    def begin_step(self, seed: int | None) -> None:
+        """Whatever is random in training is a function of this seed until the next call; None: nothing is random."""
+
+    def save(self, folder: Path, base: str) -> None:
+        """Writes the technique's own weights and configuration into an existing folder. `base` is the base's name."""
+
+    def merge(self) -> None:
+        """Folds the technique into the base's weights (capability 'mergeable')."""
+
+    def detach(self) -> None:
+        """Gives the base back as it was, bit for bit (capability 'detachable')."""
+
+
+class Technique(Protocol):
+    """The hyperparameters of one technique, and how it goes into a model.
+
+    Capabilities: 'mergeable' folds into the base's weights; 'detachable' can be taken out again; 'identity_start'
+    changes nothing until training does; 'trains_base' trains weights of the base itself.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[frozenset[str]]
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate; each technique has its own default."""
+
+    def attach(self, anatomy: Anatomy, seed: int) -> Attached:
+        """Puts the technique into the model and freezes everything else."""
+
+    def cost(self, shape: ModelShape) -> Cost:
+        """Its cost in closed form."""
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether a folder holds what this technique's `save` wrote."""
+
+    @classmethod
+    def restore(cls, anatomy: Anatomy, folder: Path) -> Attached:
+        """Attaches what `save` wrote. Raises `TechniqueError` where it does not fit; nothing is half-loaded."""
