@@ -1,0 +1,1 @@
+"""Training: forest batches, the loss, the step, the loop and its checkpoints."""
