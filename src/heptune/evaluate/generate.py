@@ -1,0 +1,89 @@
+"""Replies, token by token, with a key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from heptune.core.seeds import derive
+from heptune.data.record import Message
+from heptune.models.quiet import quiet
+from heptune.models.template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. `temperature` 0 always takes the likeliest; `top_p` keeps the likeliest tokens that
+    together have this probability; the same `seed` gives the same reply."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def reply(
+    model: PreTrainedModel,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """The assistant's reply to a conversation, without its end of turn. `on_text` receives the text as it grows."""
+    prompt = template.prompt(messages)
+    device = next(model.parameters()).device
+    tokens = torch.tensor([prompt], device=device)
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    streamer = _Pieces(template, on_text) if on_text is not None else None
+    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(derive(sampling.seed, "reply", *prompt))
+        output = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=list(template.stop_tokens),
+            pad_token_id=template.stop_tokens[0],
+            streamer=streamer,
+            **choice,
+        )
+    return _text(template, output[0, len(prompt) :].tolist())
+
+
+def _text(template: ChatTemplate, tokens: list[int]) -> str:
+    while tokens and tokens[-1] in template.stop_tokens:
+        tokens = tokens[:-1]
+    return template.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+class _Pieces(BaseStreamer):
+    """Hands over text as soon as it is certain: a character of several tokens waits for its last one."""
+
+    def __init__(self, template: ChatTemplate, on_text: Callable[[str], None]) -> None:
+        self.template, self.on_text = template, on_text
+        self.tokens: list[int] | None = None  # None until the prompt has passed
+        self.shown = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then one token at a time."""
+        if self.tokens is None:
+            self.tokens = []
+            return
+        self.tokens += value.flatten().tolist()
+        self._show(final=False)
+
+    def end(self) -> None:
+        """Hands over what is left."""
+        self._show(final=True)
+
+    def _show(self, final: bool) -> None:
+        text = _text(self.template, self.tokens or [])
+        if final or not text.endswith("�"):
+            self.on_text(text[self.shown :])
+            self.shown = len(text)

@@ -1,0 +1,55 @@
+"""Scores through the forest: every label of every text, and the loss of conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from heptune.core.events import Listener, Progress, ignore
+from heptune.data.record import Record
+from heptune.engine.forest import portions
+from heptune.engine.forward import Forward
+from heptune.models.template import ChatTemplate
+from heptune.tasks.classify import Classify
+from heptune.tasks.example import Example
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What scoring needs to know. `budget`: rows of one forward pass."""
+
+    forward: Forward
+    template: ChatTemplate
+    max_length: int
+    budget: int
+
+    def losses(self, examples: Sequence[Example], what: str, listener: Listener = ignore) -> np.ndarray:
+        """Each example's summed loss over its targets in nats, float64 [n]."""
+        numbered = [replace(example, record=i) for i, example in enumerate(examples)]
+        sums = np.zeros(len(examples))
+        done = 0
+        for portion in portions(numbered, self.budget):
+            sums[[example.record for example in portion]] = self.forward.score(portion)
+            done += len(portion)
+            listener(Progress(what, done, len(examples)))
+        return sums
+
+    def labels(self, task: Classify, records: Sequence[Record], what: str, listener: Listener = ignore) -> np.ndarray:
+        """Log p(label and end of turn | text) for every text and label, [n, labels].
+
+        The text is computed once, all labels below it.
+        """
+        candidates = [
+            candidate
+            for index, record in enumerate(records)
+            for candidate in task.candidates(record, index, self.template, self.max_length)
+        ]
+        return -self.losses(candidates, what, listener).reshape(len(records), len(task.labels))
+
+
+def normalised(log_p: np.ndarray) -> np.ndarray:
+    """Log-probabilities among the known labels alone: [n, labels], rows sum to one after exp."""
+    shifted = log_p - log_p.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
