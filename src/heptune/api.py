@@ -40,7 +40,7 @@ from heptune.evaluate.generate import Sampling, reply
 from heptune.evaluate.score import Scorer, normalised
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import Base, load_base, load_tokenizer
-from heptune.models.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate
 from heptune.runs.files import write_json
 from heptune.runs.run import EventLog, Run, new_name
 from heptune.tasks.chat import Chat

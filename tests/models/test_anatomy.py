@@ -182,7 +182,7 @@ OTHERS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "Bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, {"attention.qkv", "attention.o", "mlp.up", "mlp.down"}),
     "Qwen3Moe": (
         {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-        | {"num_experts": 4, "moe_intermediate_size": 16, "intermediate_size": 48},
+        | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "intermediate_size": 48},
         SEPARATE,  # experts are no linear layers, and a router is no site
     ),
 }

@@ -205,11 +205,14 @@ def test_an_architecture_with_a_soft_cap_generates_as_its_eager_attention_does(p
     prompt = torch.arange(3, 23).reshape(2, 10)
     mask = torch.ones_like(prompt)
     mask[0, :3] = 0 if padded else 1  # padded on the left
-    texts = []
+    results = []
     for installed in (False, True):
         model = build("Gemma2", **UNUSUAL["Gemma2"])
         if installed:
             assert install(model) is not None
         settings = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
-        texts.append(model.generate(input_ids=prompt, attention_mask=mask, **settings))
-    assert torch.equal(*texts)
+        wanted = {"return_dict_in_generate": True, "output_logits": True}
+        results.append(model.generate(input_ids=prompt, attention_mask=mask, **settings, **wanted))
+    eager, ours = results
+    assert torch.equal(ours.sequences, eager.sequences)
+    assert_near(torch.stack(ours.logits), torch.stack(eager.logits), FLOAT32)

@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from heptune.core.seeds import derive
 from heptune.data.record import Message
 from heptune.models.quiet import quiet
-from heptune.models.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from heptune.core.events import Listener, Progress, ignore
 from heptune.data.record import Record
 from heptune.engine.forest import portions
 from heptune.engine.forward import Forward
-from heptune.models.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 

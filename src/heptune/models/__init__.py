@@ -1,1 +1,1 @@
-"""Base models: loading, the anatomy of an architecture, forest attention, chat templates."""
+"""Base models: loading, the anatomy of an architecture, forest attention."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 from heptune.core.errors import DataError
 from heptune.core.registry import unknown
 from heptune.data.record import Record
-from heptune.models.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example

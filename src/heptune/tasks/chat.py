@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from heptune.core.errors import BaseModelError, DataError
 from heptune.data.record import Message, Record
-from heptune.models.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate
 from heptune.tasks.example import Example
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from heptune.core.errors import DataError
 from heptune.core.registry import nearest
 from heptune.data.record import Message, Record
-from heptune.models.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate
 from heptune.tasks.example import Example
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from heptune.core.errors import BaseModelError
 from heptune.data.record import Message
-from heptune.models.template import DEFAULT_TEMPLATE, ChatTemplate
+from heptune.tasks.template import DEFAULT_TEMPLATE, ChatTemplate
 from tiny import tiny_tokenizer
 
 CHATML = (

@@ -1,0 +1,147 @@
+"""`heptune eval`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from heptune.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from heptune.api import Evaluation
+
+MATRIX_LABELS = 12  # a larger confusion matrix does not fit a screen
+
+
+def evaluate(
+    run: options.RunArgument,
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATA]", help="Examples to score.", show_default="the run's own test part"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most examples that are scored.", show_default="all")] = None,
+    column: options.Column = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    threads: options.Threads = None,
+) -> None:
+    """Score RUN on held-out data, beside the baselines, with 95% intervals."""
+    columns = options.columns(column)
+    options.use_threads(threads)
+    from heptune import api
+    from heptune.cli.live import live
+    from heptune.cli.show import console
+
+    with live(console(stderr=True)) as listener:
+        result = api.evaluate(run, data, limit=limit, columns=columns or None, listener=listener)
+    if as_json:
+        print(json.dumps(without_nan(result.to_json()), indent=1, ensure_ascii=False))
+    else:
+        print_evaluation(result, console())
+
+
+def print_evaluation(result: Evaluation, screen: Console) -> None:
+    """The table, what it says in words, where the errors are, and examples."""
+    from heptune.cli.show import bar, table
+
+    names = list(result.rows[0].metrics)
+    head = f"{result.task}: {result.examples} examples of {result.part}; in brackets the 95% interval"
+    screen.print(head, soft_wrap=True)
+    screen.print()
+    share = names[0] == "accuracy"
+    headers = ["", *names, *([""] if share else [])]
+    rows = []
+    for row in result.rows:
+        bars = [bar(row.metrics["accuracy"].value)] if share else []
+        rows.append([row.name, *(str(row.metrics[name]) for name in names), *bars])
+    screen.print(table(headers, rows))
+    screen.print()
+    for line in verdict(result):
+        screen.print(line, soft_wrap=True)
+    if result.cut:
+        screen.print(f"{result.cut} examples were longer than the run's --max-length and were cut.", soft_wrap=True)
+    if 0 < len(result.labels) <= MATRIX_LABELS:
+        _print_confusion(result, screen)
+    _print_shown(result, screen)
+
+
+def verdict(result: Evaluation) -> list[str]:
+    """What the table says, in plain words."""
+    lines = [_comparison(result)]
+    metric = "accuracy"
+    if metric not in result.rows[0].metrics:
+        return lines
+    tuned = result.rows[0].metrics[metric]
+    for row in result.rows[2:]:
+        score = row.metrics[metric]
+        if score.value >= tuned.value:
+            equal = "as good as" if score.value == tuned.value else "better than"
+            lines.append(f"{row.name} is {equal} the tuned model here at almost no cost: use that, or train longer.")
+        elif score.value >= tuned.low:
+            lines.append(f"{row.name} lies within the tuned model's interval: that the tuning is better is not shown.")
+    return lines
+
+
+def _comparison(result: Evaluation) -> str:
+    difference, unit, p = result.comparison.difference, result.comparison.unit, result.comparison.p_value
+    test = "" if p is None else "; McNemar p < 0.0001" if p < 0.0001 else f"; McNemar p = {p:.4f}"
+    size = f"{abs(difference.value):.3f}"
+    if math.isnan(difference.low):
+        return f"tuned minus the untouched base: {difference.value:+.3f} {unit}; one example shows no more{test}."
+    if difference.low <= 0 <= difference.high:
+        interval = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+        return f"no difference between tuned and the untouched base is shown: {interval} {unit}{test}."
+    low, high = sorted((abs(difference.low), abs(difference.high)))
+    less_is_better = unit.startswith("nats")
+    better = (difference.value < 0) == less_is_better
+    word = "better" if better else "worse"
+    return f"tuned is {word} than the untouched base by {size} [{low:.3f}, {high:.3f}] {unit}{test}."
+
+
+def _print_confusion(result: Evaluation, screen: Console) -> None:
+    from heptune.cli.show import table
+
+    screen.print()
+    screen.print("Rows: the true label; columns: what the tuned model said.")
+    numbers = [str(i + 1) for i in range(len(result.labels))]
+    rows = [
+        [f"{number} {label}", *(str(count) if count else "·" for count in counts)]
+        for number, label, counts in zip(numbers, result.labels, result.confusion, strict=True)
+    ]
+    screen.print(table(["", *numbers], rows, numbers=range(1, len(numbers) + 1)))
+
+
+def _print_shown(result: Evaluation, screen: Console) -> None:
+    """Examples as a person would look at them."""
+    from rich.text import Text
+
+    from heptune.cli.show import shortened
+
+    if result.shown:
+        screen.print()
+        changed = all(example.better is not None for example in result.shown)
+        screen.print("Examples that changed:" if changed else "Examples:")
+    for example in result.shown:
+        screen.print()
+        screen.print(f"  {shortened(example.text)}", soft_wrap=True)
+        style = {True: "green", False: "red", None: ""}[example.better]
+        mark = {True: "  (right)", False: "  (wrong)", None: ""}[example.better]
+        screen.print(f"    truth  {shortened(example.truth)}", soft_wrap=True)
+        screen.print(f"    base   {shortened(example.base)}", soft_wrap=True)
+        screen.print(Text(f"    tuned  {shortened(example.tuned)}{mark}", style=style), soft_wrap=True)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value

@@ -1,0 +1,194 @@
+"""Options that several commands share, and those that are made from dataclass fields rather than written down twice."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from heptune import techniques
+from heptune.cli.hyperparameters import Hyperparameter, hyperparameters
+from heptune.core.errors import UsageError
+from heptune.core.registry import unknown
+from heptune.engine.settings import Settings
+
+SETTINGS_PANEL = "Training"
+TECHNIQUE_PANEL = "Settings of the technique (heptune explain TECHNIQUE)"
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, e.g. runs/lora-1.", show_default=False)
+]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="JSON lines, JSON, CSV, TSV or plain text; or a folder with train.*, dev.* and test.* files.",
+        show_default=False,
+    ),
+]
+Validation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|SHARE",
+        help="Validation data: a file, or a share of DATA from 0 (none) to below 1.",
+        show_default="0.1, or the folder's own",
+    ),
+]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|SHARE",
+        help="Test data, never seen in training: a file, or a share of DATA from 0 (none) to below 1.",
+        show_default="0.1, or the folder's own",
+    ),
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=NAME",
+        help="Read a role (text, label, prompt, completion, messages, system) from this column; may be repeated.",
+        show_default="found by name",
+    ),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out and count them instead of stopping.")]
+TaskName = Annotated[str | None, typer.Option(help="classify or chat.", show_default="what the data is")]
+Instruction = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Stands before every text of classify.", show_default="names the labels"),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="System message of conversations that have none of their own.", show_default="none"
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processor threads for the computation.", show_default="OMP_NUM_THREADS, or all usable cores"
+    ),
+]
+
+
+def columns(pairs: list[str] | None) -> dict[str, str]:
+    """['text=review'] -> {'text': 'review'}."""
+    for pair in pairs or []:
+        if "=" not in pair:
+            raise UsageError(f"--column {pair!r} names no column; write ROLE=NAME, e.g. --column text=review")
+    return dict(pair.split("=", 1) for pair in pairs or [])
+
+
+def file_or_share(option: str, value: str | None) -> str | float | None:
+    """A number is a share, everything else a file; a file whose name is a number can be given as ./0.5."""
+    try:
+        share = float(value) if value is not None else None
+    except ValueError:
+        return value
+    if share is not None and not 0 <= share < 1:
+        raise UsageError(f"{option} is {value}; as a share it must be at least 0 and below 1, else name a file")
+    return share
+
+
+def use_threads(count: int | None) -> None:
+    """Sets the number of threads of every later computation."""
+    import torch
+
+    torch.set_num_threads(count or _usable_threads())
+
+
+def _usable_threads() -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted):
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def with_tuning_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces the command's `**chosen` by one option for each field of Settings and of every technique."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters = [*own, *_settings_options(), *_technique_options()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def split_chosen(technique: str, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings, and the hyperparameters that were given; `UsageError` for those of another technique."""
+    own = [h.name for h in hyperparameters(technique)]
+    names = {field.name for field in fields(Settings)}
+    settings = {name: value for name, value in chosen.items() if name in names}
+    given = {name: value for name, value in chosen.items() if name not in names and value is not None}
+    for name in given:
+        if name not in own:
+            raise unknown(f"setting of {technique}", _option(name), map(_option, {*own, *names}))
+    return settings, given
+
+
+def _settings_options() -> list[inspect.Parameter]:
+    types = get_type_hints(Settings)
+    return [
+        _parameter(
+            field.name,
+            types[field.name],
+            field.default,
+            typer.Option(
+                _switch(field.name) if types[field.name] is bool else _option(field.name),
+                help=_plain(field.metadata["help"]),
+                show_default=True if field.default is not None else "not set",
+                rich_help_panel=SETTINGS_PANEL,
+            ),
+        )
+        for field in fields(Settings)
+    ]
+
+
+def _technique_options() -> list[inspect.Parameter]:
+    """One option for each name; techniques that share a name share the option."""
+    taken = {field.name for field in fields(Settings)}
+    users: dict[str, list[tuple[str, Hyperparameter]]] = {}
+    for technique in techniques.names():
+        for hyperparameter in hyperparameters(technique):
+            if hyperparameter.name not in taken:
+                users.setdefault(hyperparameter.name, []).append((technique, hyperparameter))
+    return [_technique_option(name, shared) for name, shared in users.items()]
+
+
+def _technique_option(name: str, users: list[tuple[str, Hyperparameter]]) -> inspect.Parameter:
+    types = {hyperparameter.type.removesuffix(" | None") for _, hyperparameter in users}
+    kind = {"int": int, "float": float, "bool": bool}.get(types.pop(), str) if len(types) == 1 else str
+    lists = all(hyperparameter.type.startswith("tuple") for _, hyperparameter in users)
+    defaults = [f"{technique}: {hyperparameter.default}" for technique, hyperparameter in users]
+    if len(users) == 1:
+        defaults = [users[0][1].default]
+    option = typer.Option(
+        _switch(name) if kind is bool else _option(name),
+        metavar="NAME,NAME" if lists else None,
+        help=_plain("; ".join(f"{technique}: {hyperparameter.meaning}" for technique, hyperparameter in users)),
+        show_default=_plain("; ".join(defaults)),
+        rich_help_panel=TECHNIQUE_PANEL,
+    )
+    return _parameter(name, kind | None, None, option)
+
+
+def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _switch(name: str) -> str:
+    return f"{_option(name)}/--no-{name.replace('_', '-')}"
+
+
+def _plain(text: str) -> str:
+    """Square brackets are markup in help texts."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,124 @@
+"""`heptune tune` and `heptune resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from heptune.cli import options
+from heptune.core.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from heptune.runs.run import Run
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+
+
+@options.with_tuning_options
+def tune(
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE", help="smollm2-135m, a local model folder, or a model's name on the hub.", show_default=False
+        ),
+    ],
+    data: options.DataArgument,
+    technique: Annotated[str, typer.Option(help="How to tune; `heptune explain` lists them.")] = "lora",
+    task: options.TaskName = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New run directory.", show_default="runs/TECHNIQUE-N")
+    ] = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most training examples.", show_default="all")] = None,
+    column: options.Column = None,
+    skip_bad: options.SkipBad = False,
+    instruction: options.Instruction = None,
+    system: options.System = None,
+    threads: options.Threads = None,
+    **chosen: Any,
+) -> None:
+    """Tune BASE on DATA. Ctrl-C saves; `heptune resume RUN` goes on with the same bits."""
+    settings, hyperparameters = options.split_chosen(technique, chosen)
+    parts = {
+        "validation": options.file_or_share("--validation", validation),
+        "test": options.file_or_share("--test", test),
+    }
+    columns = options.columns(column)
+    options.use_threads(threads)
+    from heptune import api, techniques
+    from heptune.cli.live import live
+    from heptune.cli.show import console
+
+    screen = console()
+    with live(screen) as listener:
+        run = api.tune(
+            base,
+            data,
+            technique=techniques.build(technique, hyperparameters),
+            task=task,
+            out=out,
+            options=api.DataOptions(**parts, limit=limit, columns=columns, skip_bad=skip_bad),
+            instruction=instruction,
+            system=system,
+            listener=listener,
+            **settings,
+        )
+    finish(run, screen)
+
+
+def resume(run: options.RunArgument, threads: options.Threads = None) -> None:
+    """Continue an interrupted run. By default with as many threads as it began with, for the same bits."""
+    from heptune.cli.live import live
+    from heptune.cli.show import console
+    from heptune.runs.run import Run
+
+    options.use_threads(threads or Run(run).manifest.get("threads"))
+    from heptune import api
+
+    screen = console()
+    with live(screen) as listener:
+        continued = api.resume(run, listener=listener)
+    finish(continued, screen)
+
+
+def finish(run: Run, screen: Console, say_next: bool = True) -> None:
+    """Prints what came out and what to do next. Leaves the program when the run was interrupted."""
+    from heptune.cli.show import command, pairs
+
+    if run.manifest["status"] == "interrupted":
+        screen.print(f"interrupted; everything so far is saved in {run.folder}. Go on with:", soft_wrap=True)
+        screen.print(f"    {command('resume', run.folder)}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+    screen.print()
+    screen.print(pairs(_summary(run.manifest)))
+    screen.print()
+    screen.print(f"The run is in {run.folder}; what it leaves for use in {run.artifact}.", soft_wrap=True)
+    if say_next:
+        screen.print(f"Next:  {command('eval', run.folder)}", soft_wrap=True)
+        screen.print(f"       {command('chat', run.folder)}", soft_wrap=True)
+
+
+def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    result = manifest["result"]
+    speed = result["tokens"] / result["time_s"] if result["time_s"] else 0.0
+    reason = "" if result["reason"] == "finished" else f" (ended by {result['reason']})"
+    names = (manifest["technique"]["name"], "on", manifest["base"]["name"] + ",", "task", manifest["task"]["name"])
+    rows = [
+        ("technique", " ".join(names)),
+        ("trainable parameters", format_count(manifest["trainable"])),
+        ("steps", f"{result['steps']} of {manifest['steps']}{reason}"),
+        ("training time", f"{format_seconds(result['time_s'])}, validation included"),
+        ("speed", f"{speed:.0f} tokens/s over that time, {format_count(result['tokens'])} tokens in all"),
+        ("peak memory", format_bytes(result["peak_memory_bytes"])),
+        ("artifact", format_bytes(result["artifact_bytes"])),
+    ]
+    before, after = result["first_validation"], result["best_validation"]
+    if before and after:
+        scores = ", ".join(f"{name} {before[name]:.4f} -> {after[name]:.4f}" for name in after)
+        rows.append(("validation", f"{scores} (best: step {result['best_step']})"))
+    return rows
