@@ -26,7 +26,11 @@ from heptune.data.splits import Split, sample, split
 from heptune.engine.forward import Forward
 from heptune.engine.loop import Training, Validation, batches_of, keep_artifact, steps_in_time
 from heptune.engine.settings import Settings
-from heptune.evaluate.evaluation import (
+from heptune.models.anatomy import Anatomy, dissect
+from heptune.models.load import Base, load_base, load_tokenizer
+from heptune.runs.files import write_json
+from heptune.runs.run import EventLog, Run, new_name
+from heptune.scoring.evaluation import (
     ChatScores,
     Evaluation,
     chat_scores,
@@ -36,16 +40,12 @@ from heptune.evaluate.evaluation import (
     replies_shown,
     require_examples,
 )
-from heptune.evaluate.generate import Sampling, reply
-from heptune.evaluate.score import Scorer, normalised
-from heptune.models.anatomy import Anatomy, dissect
-from heptune.models.load import Base, load_base, load_tokenizer
-from heptune.tasks.template import ChatTemplate
-from heptune.runs.files import write_json
-from heptune.runs.run import EventLog, Run, new_name
+from heptune.scoring.generate import Sampling, reply
+from heptune.scoring.score import Scorer, normalised
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Attached, Technique
 
 # Shares of the training file that become validation and test where no file is named for them.
@@ -107,7 +107,7 @@ def tune(
     chosen = techniques.build(technique) if isinstance(technique, str) else technique
     knobs = Settings.from_values(settings)
     options = options or DataOptions()
-    parts = _read_parts(data, options, knobs.seed, listener)
+    parts = _read_parts(data, options, knobs.seed, task, listener)
     goal = _task(task, parts, instruction, system)
     folder = Path(out) if out is not None else new_name(Path("runs"), chosen.name)
     loaded = _load(base, chosen, listener)
@@ -441,13 +441,15 @@ def _locate(data: str | Path, options: DataOptions) -> Any:
     return locate(data, validation, test)
 
 
-def _read_parts(data: str | Path, options: DataOptions, seed: int, listener: Listener) -> _Parts:
+def _read_parts(data: str | Path, options: DataOptions, seed: int, task: str | None, listener: Listener) -> _Parts:
     files = _locate(data, options)
     train, validation, test = (
         None if path is None else read(path, columns=options.columns, skip_bad=options.skip_bad)
         for path in (files.train, files.validation, files.test)
     )
     assert train is not None
+    if task is None:
+        tasks.choose(train.kind)  # data that nothing can be learned from is refused before it is cut into parts
     for dataset in (train, validation, test):
         if dataset is not None and dataset.skipped:
             count, first = len(dataset.skipped), dataset.skipped[0]

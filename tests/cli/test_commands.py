@@ -14,8 +14,8 @@ import pytest
 
 from heptune.cli.evaluate import verdict, without_nan
 from heptune.cli.main import main
-from heptune.evaluate.evaluation import Comparison, Evaluation, Row
-from heptune.evaluate.statistics import Interval
+from heptune.scoring.evaluation import Comparison, Evaluation, Row
+from heptune.scoring.statistics import Interval
 
 ESCAPE = "\x1b"
 

@@ -84,9 +84,7 @@ def test_resumed_equals_uninterrupted(name: str, save_minutes: float, base: Path
     whole = heptune.tune(str(base), data, technique=technique, out=tmp_path / "whole", **SETTINGS)
     arguments = {**SETTINGS, "save_minutes": save_minutes}
     with pytest.raises(Stop):
-        heptune.tune(
-            str(base), data, technique=technique, out=tmp_path / "cut", listener=stop_after(8), **arguments
-        )
+        heptune.tune(str(base), data, technique=technique, out=tmp_path / "cut", listener=stop_after(8), **arguments)
     assert not (tmp_path / "cut" / "artifact").exists()
     with pytest.raises(Stop):
         heptune.resume(tmp_path / "cut", listener=stop_after(13))

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from heptune import tasks
 from heptune.core.errors import DataError, UsageError
 from heptune.data.record import Message, Record
-from heptune.tasks.template import ChatTemplate
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
 from tiny import tiny_tokenizer
 
 TEMPLATE = ChatTemplate(tiny_tokenizer())

@@ -33,7 +33,7 @@ class Settings:
     batch_tokens: int = _knob(2048, "Tokens of the examples in one optimizer step.")
     batch_size: int | None = _knob(None, "Examples in one optimizer step, instead of --batch-tokens.")
     micro_tokens: int = _knob(
-        4096, "Rows computed in one forward pass; less takes less memory and changes nothing else."
+        4096, "Rows computed in one forward pass; less takes less memory. Only dropout masks depend on it."
     )
     max_length: int = _knob(1024, "Longest example in tokens; what is longer is cut and counted.")
     learning_rate: float | None = _knob(None, "Peak learning rate; the technique has its own default.")

@@ -154,7 +154,7 @@ def _device(device: str | None) -> torch.device:
     if place.type == "cuda" and not torch.cuda.is_available():
         raise BaseModelError(
             f"device {device!r} was asked for, but this PyTorch ({torch.__version__}) sees no CUDA GPU; use "
-            "--device cpu, or install a driver and a CUDA build of PyTorch"
+            "the CPU, or install a driver and a CUDA build of PyTorch"
         )
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise BaseModelError(f"device {device!r} was asked for, but there are only {torch.cuda.device_count()} GPUs")

@@ -1,6 +1,6 @@
 """A run directory:
 
-    manifest.json     what the run was told, what it decided, what came out (see `Manifest`)
+    manifest.json     what the run was told, what it decided, what came out
     events.jsonl      one line for each event of the training
     checkpoints/      step-000120/: from these the run goes on with the same bits
     best-000120/      the artifact after the best step so far

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Protocol
 from heptune.core.errors import DataError
 from heptune.core.registry import unknown
 from heptune.data.record import Record
-from heptune.tasks.template import ChatTemplate
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
 
 
 class Task(Protocol):

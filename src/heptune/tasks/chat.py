@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from heptune.core.errors import BaseModelError, DataError
 from heptune.data.record import Message, Record
-from heptune.tasks.template import ChatTemplate
 from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Principle
 Advantages
     Trains 0.1 to 5% of the parameters, so optimizer and gradients take almost no memory. Learns as well as full
     fine-tuning on small and medium data when it sits on all linear layers. The result is megabytes, folds into the
-    base's weights without any cost at use, and loads in PEFT, vLLM and llama.cpp.
+    base's weights without any cost at use, and is read by PEFT and whatever reads PEFT's files.
 
 Costs
     trainable elements: the sum over its sites of rank * (in + out). A few percent more arithmetic per token.

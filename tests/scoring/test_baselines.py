@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from heptune.core.errors import DataError
-from heptune.evaluate.baselines import majority, tfidf
+from heptune.scoring.baselines import majority, tfidf
 
 TEXTS = ["good film", "a good story", "very good acting", "bad film", "a bad story", "very bad acting"]
 LABELS = ["pos", "pos", "pos", "neg", "neg", "neg"]

@@ -15,9 +15,9 @@ import numpy as np
 from heptune.core.errors import DataError
 from heptune.core.events import Listener, ignore
 from heptune.data.record import Message, Record
-from heptune.evaluate import baselines, statistics
-from heptune.evaluate.score import Scorer, normalised
-from heptune.evaluate.statistics import Interval
+from heptune.scoring import baselines, statistics
+from heptune.scoring.score import Scorer, normalised
+from heptune.scoring.statistics import Interval
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from heptune.core.errors import DataError
-from heptune.evaluate import statistics as stats
+from heptune.scoring import statistics as stats
 
 LABELS = ("a", "b", "c")
 

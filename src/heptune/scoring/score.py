@@ -11,9 +11,9 @@ from heptune.core.events import Listener, Progress, ignore
 from heptune.data.record import Record
 from heptune.engine.forest import portions
 from heptune.engine.forward import Forward
-from heptune.tasks.template import ChatTemplate
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,221 @@
+"""Writes the parts of the documentation that come from the code.
+
+    python docs/generate.py            rewrites what is out of date
+    python docs/generate.py --check    changes nothing; exit code 1 when something is out of date
+
+In a page, what stands between `<!-- generated: KIND NAME -->` and `<!-- end -->` is replaced. The pages in techniques/
+are generated as a whole, one for each technique.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import typer
+
+from heptune import techniques
+from heptune.cli.hyperparameters import hyperparameters
+from heptune.cli.main import app
+from heptune.core import events
+from heptune.data import shapes
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+BLOCK = re.compile(
+    r"(?P<head><!-- generated: (?P<kind>[a-z ]+?)(?: `(?P<name>[^`]+)`)? -->\n).*?(?P<tail><!-- end -->)", re.S
+)
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; a pipe inside a cell is escaped."""
+    lines = [list(headers)]
+    lines += [["---"] * len(lines[0])]
+    lines += [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def options(verb: str) -> str:
+    """The arguments and options of a command, as its own help describes them."""
+    parameters = COMMANDS[verb].params
+    panels: dict[str, list[tuple[str, str, str]]] = {}
+    for parameter in parameters:
+        panel = getattr(parameter, "rich_help_panel", None) or ""
+        row = (_spelling(parameter), _default(parameter), parameter.help.replace("\\[", "["))
+        panels.setdefault(panel, []).append(row)
+    parts = []
+    for panel, rows in panels.items():
+        title = f"**{re.sub(r' *[(].*', '', panel)}**\n\n" if panel else ""
+        parts.append(title + table(("", "default", "meaning"), rows))
+    return "\n".join(parts)
+
+
+def _spelling(parameter: object) -> str:
+    """'`--column ROLE=NAME`' for an option, '`DATA`' for an argument."""
+    names = "`, `".join([*parameter.opts, *parameter.secondary_opts])  # type: ignore[attr-defined]
+    metavar = parameter.metavar  # type: ignore[attr-defined]
+    if not names.startswith("--"):
+        return f"`{metavar}`"
+    return f"`{names} {metavar}`" if metavar else f"`{names}`"
+
+
+def _default(parameter: object) -> str:
+    shown, default = parameter.show_default, parameter.default  # type: ignore[attr-defined]
+    if parameter.required:  # type: ignore[attr-defined]
+        return "required"
+    if isinstance(shown, str):
+        return shown.replace("\\[", "[")
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return str(default)
+
+
+def technique_list(_: str) -> str:
+    """The techniques, each with a link to its page."""
+    titles = ((name, techniques.card(name).splitlines()[0]) for name in techniques.names())
+    return "".join(f"- [{title}](techniques/{name}.md)\n" for name, title in titles)
+
+
+def settings_of(technique: str) -> str:
+    """The hyperparameters of a technique."""
+    rows = [(f"`--{h.name.replace('_', '-')}`", h.default, h.meaning) for h in hyperparameters(technique)]
+    return table(("setting", "default", "meaning"), rows)
+
+
+def card(technique: str) -> str:
+    """A technique's card as Markdown: its section titles become headings, deeper indented lines stay code."""
+    title, *lines = techniques.card(technique).splitlines()
+    text = [f"# {title}", ""]
+    for line in lines:
+        if line and not line.startswith(" "):
+            text += [f"## {line}", ""]
+        else:
+            text.append(line.removeprefix("    "))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(text)).strip() + "\n"
+
+
+def technique_page(technique: str) -> str:
+    """The whole page of a technique."""
+    class_name = techniques_class(technique)
+    first = next((h for h in hyperparameters(technique)), None)
+    assert first is not None
+    return (
+        "<!-- made by docs/generate.py from the technique's own file; change that, not this -->\n"
+        + card(technique)
+        + f"\n## Settings\n\nOn the command line as below, in Python as fields of `heptune.{class_name}`.\n\n"
+        + settings_of(technique)
+        + f"\n    heptune tune smollm2-135m reviews.jsonl --technique {technique}\n"
+    )
+
+
+def techniques_class(technique: str) -> str:
+    """The name of a technique's class, read from its file without importing it."""
+    source = Path(techniques.__file__).with_name(f"{technique}.py").read_text("utf-8")
+    return str(re.search(r"^TECHNIQUE = (\w+)$", source, re.M)[1])  # type: ignore[index]
+
+
+def forest(_: str) -> str:
+    """The drawing and its explanation, from the module that lays batches out."""
+    text = ast.get_docstring(ast.parse((ROOT / "src/heptune/engine/forest.py").read_text("utf-8"))) or ""
+    return text.partition("\n\n")[2] + "\n"
+
+
+def run_directory(_: str) -> str:
+    """The files of a run directory."""
+    text = ast.get_docstring(ast.parse((ROOT / "src/heptune/runs/run.py").read_text("utf-8"))) or ""
+    return text.partition("\n\n")[2] + "\n"
+
+
+def checkpoint_files(_: str) -> str:
+    """The files of a checkpoint."""
+    text = ast.get_docstring(ast.parse((ROOT / "src/heptune/engine/checkpoint.py").read_text("utf-8"))) or ""
+    return "    " + text.partition("\n\n")[2].replace("\n", "\n    ") + "\n"
+
+
+def law_of_imports(_: str) -> str:
+    """The order of the rooms, as the test holds it."""
+    tree = ast.parse((ROOT / "tests/test_imports.py").read_text("utf-8"))
+    values = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
+    levels = [sorted(level) for level in ast.literal_eval(values["ORDER"])]
+    free = ", ".join(sorted(ast.literal_eval(values["DATA_ROOMS"])))
+    order = " < ".join(", ".join(level) for level in levels)
+    return f"    {order}\n\nRooms that hold only data and import nothing: {free}.\n"
+
+
+def column_names(_: str) -> str:
+    """Under which names a column is found."""
+    rows = [(role, ", ".join(f"`{name}`" for name in names)) for role, names in shapes.ALIASES.items()]
+    return table(("role", "found under the names"), rows)
+
+
+def turn_roles(_: str) -> str:
+    """How the roles of turns may be written."""
+    names: dict[str, list[str]] = {}
+    for written, role in shapes.TURN_ROLES.items():
+        names.setdefault(role, []).append(f"`{written}`")
+    return table(("role", "also written"), [(role, ", ".join(written)) for role, written in names.items()])
+
+
+def event_list(_: str) -> str:
+    """What a listener hears."""
+    kinds = (events.Note, events.Progress, events.TrainingStarted, events.StepDone, events.Validated)
+    rows = []
+    for kind in (*kinds, events.CheckpointSaved, events.TrainingEnded):
+        meaning = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
+        rows.append((f"`{kind.__name__}`", ", ".join(f"`{name}`" for name in kind.__dataclass_fields__), meaning))
+    return table(("event", "fields", "meaning"), rows)
+
+
+KINDS: dict[str, Callable[[str], str]] = {
+    "options": options,
+    "settings": settings_of,
+    "techniques": technique_list,
+    "forest": forest,
+    "run directory": run_directory,
+    "checkpoint": checkpoint_files,
+    "law of imports": law_of_imports,
+    "column names": column_names,
+    "turn roles": turn_roles,
+    "events": event_list,
+}
+
+
+def filled(text: str) -> str:
+    """A page with its generated parts as the code has them now."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match['head']}\n{KINDS[match['kind']](match['name'] or '')}\n{match['tail']}"
+
+    return BLOCK.sub(block, text)
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is generated wholly or in part, with the text that it should have."""
+    written = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    wanted = {path: filled(path.read_text("utf-8")) for path in written}
+    return wanted | {DOCS / "techniques" / f"{name}.md": technique_page(name) for name in techniques.names()}
+
+
+def stale() -> dict[Path, str]:
+    """The pages that are missing or out of date, with the text that they should have."""
+    return {p: text for p, text in pages().items() if not p.exists() or p.read_text("utf-8") != text}
+
+
+def main() -> int:
+    """Rewrites or checks the pages."""
+    changed = stale()
+    for path, text in changed.items():
+        print(path.relative_to(ROOT))
+        if "--check" not in sys.argv[1:]:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, "utf-8")
+    return int("--check" in sys.argv[1:] and bool(changed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
