@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, so that results do not depend on the machine's cores, and no network."""
+"""What holds for every test: one thread, so that bits do not depend on the machine's cores, and no network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 import transformers
 
-torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before every test and its fixtures: a command that ran in this process may have set its own number of threads."""
+    torch.set_num_threads(1)
