@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -22,6 +24,7 @@ from heptune import techniques
 from heptune.cli.hyperparameters import hyperparameters
 from heptune.cli.main import app
 from heptune.core import events
+from heptune.core.units import format_bytes, format_count, format_seconds
 from heptune.data import shapes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +174,66 @@ def event_list(_: str) -> str:
     return table(("event", "fields", "meaning"), rows)
 
 
+def _report(name: str) -> dict[str, Any]:
+    """A measured result; those that were never measured are absent."""
+    path = DOCS / "results" / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def quality(name: str) -> str:
+    """A data set's evaluation, from docs/results/NAME.json."""
+    report = _report(name)
+    if not report:
+        return "Not measured yet.\n"
+    evaluation, run = report["evaluation"], report["run"]
+    metrics = list(evaluation["rows"][0]["metrics"])
+    rows = [(row["name"], *(_interval(row["metrics"][m]) for m in metrics)) for row in evaluation["rows"]]
+    result, difference = run["result"], evaluation["comparison"]
+    p = difference["p_value"]
+    return (
+        table((f"{evaluation['examples']} test examples", *metrics), rows)
+        + f"\nTuned minus untouched base: {_interval(difference['difference'])} {difference['unit']}"
+        + (f", McNemar p {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}" if p is not None else "")
+        + f". {result['steps']} steps, {format_seconds(result['time_s'])} with validation, {run['threads']} threads; "
+        f"{format_count(run['trainable'])} trainable parameters, artifact {format_bytes(result['artifact_bytes'])}.\n"
+    )
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def speed(workload: str) -> str:
+    """Training speed beside the peers', from docs/results/train_cpu_WORKLOAD.json."""
+    report = _report(f"train_cpu_{workload}")
+    if not report:
+        return "Not measured yet.\n"
+
+    def ratio(spread: dict[str, float] | None) -> str:
+        return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})" if spread else ""
+
+    rows = [
+        (
+            f"`{name}`",
+            f"{row['tokens_per_second']:.0f}",
+            ratio(row["ratio_to_trainer"]),
+            ratio(row["ratio_to_best_trl"]),
+            f"{row['peak_memory_mib']:.0f}",
+            "" if row["largest_loss_difference"] is None else f"{row['largest_loss_difference']:.0e}",
+        )
+        for name, row in report["summary"][workload].items()
+    ]
+    headers = (
+        "contender",
+        "real tokens/s",
+        "x trainer",
+        "x best of TRL",
+        "peak MiB above the model",
+        "loss differs by",
+    )
+    return table(headers, rows)
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -182,6 +245,8 @@ KINDS: dict[str, Callable[[str], str]] = {
     "column names": column_names,
     "turn roles": turn_roles,
     "events": event_list,
+    "quality": quality,
+    "speed": speed,
 }
 
 
@@ -196,7 +261,7 @@ def filled(text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page that is generated wholly or in part, with the text that it should have."""
-    written = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    written = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "results").glob("*.md"))]
     wanted = {path: filled(path.read_text("utf-8")) for path in written}
     return wanted | {DOCS / "techniques" / f"{name}.md": technique_page(name) for name in techniques.names()}
 

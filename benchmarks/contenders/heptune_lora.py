@@ -10,6 +10,7 @@ from workloads import Workload
 from contenders import ALPHA, LEARNING_RATE, RANK, Measurement, PeakMemory, initial_lora_a, load_base, versions
 from heptune.engine.forward import Forward
 from heptune.engine.loop import accumulate
+from heptune.engine.memory import freed_memory_kept
 from heptune.engine.optimizer import adamw
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
@@ -32,13 +33,14 @@ def run(workload: Workload, base: str, steps: int, warmup: int, threads: int) ->
     for group in optimizer.param_groups:
         group["lr"] = LEARNING_RATE
     settings, losses, time_s = Settings(), [], []
-    for step, batch in enumerate(batches):
-        began = time.perf_counter()
-        loss, _ = accumulate(forward, attached, batch, settings, step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        time_s.append(time.perf_counter() - began)
-        losses.append(loss)
+    with freed_memory_kept():
+        for step, batch in enumerate(batches):
+            began = time.perf_counter()
+            loss, _ = accumulate(forward, attached, batch, settings, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            time_s.append(time.perf_counter() - began)
+            losses.append(loss)
     return Measurement(
         warmup=warmup,
         tokens=[sum(len(example.tokens) for example in batch) for batch in batches],

@@ -383,10 +383,14 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Check:
-    """What was understood of a data set, what is wrong with it, and two examples rendered."""
+    """What was understood of a data set, what is wrong with it, and two examples rendered.
+
+    `compared_with` is the evaluation file in which leaked examples were looked for.
+    """
 
     report: CheckReport
     task: str | None
+    compared_with: Path | None
     rendered: tuple[Rendered, ...]
 
 
@@ -412,7 +416,7 @@ def check(
     except DataError as error:
         report = check_data(dataset, evaluation=evaluation, max_length=max_length, listener=listener)
         if report.pointless:
-            return Check(report, None, ())
+            return Check(report, None, path, ())
         raise error
     template = ChatTemplate(load_tokenizer(base, listener=listener))
 
@@ -421,7 +425,7 @@ def check(
 
     report = check_data(dataset, evaluation=evaluation, measure=measure, max_length=max_length, listener=listener)
     rendered = tuple(_render(record, goal, template, max_length) for record in dataset.records[:2])
-    return Check(report, goal.name, rendered)
+    return Check(report, goal.name, path, rendered)
 
 
 def _render(record: Record, task: Classify | Chat, template: ChatTemplate, max_length: int) -> Rendered:

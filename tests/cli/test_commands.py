@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from heptune.cli import demo
 from heptune.cli.evaluate import verdict, without_nan
 from heptune.cli.main import main
 from heptune.scoring.evaluation import Comparison, Evaluation, Row
@@ -280,7 +281,7 @@ def test_errors_of_tune(
 def test_demo_tunes_evaluates_and_says_what_to_try(heptune, base: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("heptune.cli.demo.BASE", str(base))
-    monkeypatch.setattr("heptune.cli.demo.EPOCHS", 0.1)
+    monkeypatch.setitem(demo.SETTINGS, "epochs", 0.1)
     said = heptune("demo", "--minutes", 1)
     assert said.code == 0 and ESCAPE not in said.out
     assert (tmp_path / "runs" / "demo-1" / "artifact").is_dir()

@@ -367,7 +367,7 @@ def test_a_file_that_is_no_base(tmp_path):
 
 def test_devices_that_are_not_there(saved, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BaseModelError, match="sees no CUDA GPU; use --device cpu"):
+    with pytest.raises(BaseModelError, match="sees no CUDA GPU; use the CPU"):
         load_base(str(saved), device="cuda")
     with pytest.raises(BaseModelError, match="'abacus' is no device"):
         load_base(str(saved), device="abacus")

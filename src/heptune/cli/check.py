@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,14 +56,14 @@ def check(
             listener=listener,
         )
     screen = console()
-    _print_report(result.report, result.task, validation or test, screen)
+    _print_report(result.report, result.task, result.compared_with, screen)
     for example in result.rendered:
         _print_rendered(example, screen)
     if result.report.pointless:
         raise typer.Exit(1)
 
 
-def _print_report(report: CheckReport, task: str | None, evaluation: str | None, screen: Console) -> None:
+def _print_report(report: CheckReport, task: str | None, evaluation: Path | None, screen: Console) -> None:
     from rich.text import Text
 
     from heptune.cli.show import bar, pairs, table
@@ -84,10 +85,8 @@ def _print_report(report: CheckReport, task: str | None, evaluation: str | None,
         rows.append(("cut at the limit", str(len(report.cut_lines))))
         rows.append(("nothing supervised", str(len(report.unsupervised_lines))))
     rows.append(("duplicates", str(report.duplicates)))
-    leaked = f"{report.leaked} records also stand in the evaluation data"
-    rows.append(
-        ("leakage", leaked if evaluation or report.leaked else "not looked for in another file (--validation, --test)")
-    )
+    leaked = f"{report.leaked} records also stand in {evaluation}"
+    rows.append(("leakage", leaked if evaluation else "not looked for in another file (--validation, --test)"))
     screen.print(pairs(rows))
     if report.labels:
         screen.print()

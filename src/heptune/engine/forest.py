@@ -116,10 +116,10 @@ def pad(examples: Sequence[Example]) -> Padded:
     return Padded(token, mask, *columns)
 
 
-def portions(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
+def portions(examples: Sequence[Example], budget: int, share: bool = True) -> Iterator[list[Example]]:
     """Cuts examples into lists whose forests have at most `budget` rows each (one example alone may have more).
 
-    Examples that share leading tokens come into the same list as far as the budget allows.
+    Examples that share leading tokens come into the same list as far as the budget allows. `share` as in `plant`.
     """
     portion: list[Example] = []
     rows = 0
@@ -127,13 +127,25 @@ def portions(examples: Sequence[Example], budget: int) -> Iterator[list[Example]
     for example in sorted(examples, key=lambda e: (e.tokens[: e.lead], e.tokens, e.record)):
         lead = example.tokens[: example.lead]
         last = _last_target(example)
-        added = last - _common_length(previous, lead)
+        added = last - (_common_length(previous, lead) if share else 0)
         if portion and rows + added > budget:
             yield portion
             portion, rows, added = [], 0, last
         portion.append(example)
         rows += added
         previous = lead
+    if portion:
+        yield portion
+
+
+def padded_portions(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
+    """Cuts examples into lists that have at most `budget` rows when they are padded, similar lengths together."""
+    portion: list[Example] = []
+    for example in sorted(examples, key=lambda e: (_last_target(e), e.tokens, e.record)):
+        if portion and (len(portion) + 1) * _last_target(example) > budget:
+            yield portion
+            portion = []
+        portion.append(example)
     if portion:
         yield portion
 

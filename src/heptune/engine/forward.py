@@ -48,6 +48,7 @@ class Forward:
     def __init__(self, anatomy: Anatomy, recompute: bool = False, listener: Listener = ignore) -> None:
         self.anatomy = anatomy
         self.device = next(anatomy.model.parameters()).device
+        anatomy.model.eval()
         self._transform = _logits_transform(anatomy)
         self._state = install(anatomy.model)
         if self._state is not None and not self._agrees():
@@ -63,6 +64,12 @@ class Forward:
     def attends_over_forests(self) -> bool:
         """Whether batches are forests (else they are padded)."""
         return self._state is not None
+
+    def portions(self, examples: Sequence[Example], budget: int, share: bool = True) -> Iterator[list[Example]]:
+        """Cuts examples into lists of at most `budget` rows each, in the layout that they will have."""
+        if self._state is None:
+            return layout.padded_portions(examples, budget)
+        return layout.portions(examples, budget, share)
 
     @contextmanager
     def loss(self, examples: Sequence[Example], share: bool = True) -> Iterator[BatchLoss]:
@@ -92,9 +99,8 @@ class Forward:
         """The decoder's last hidden states, [rows, d]."""
         if isinstance(batch, layout.Padded):
             token, mask = (torch.from_numpy(a).to(self.device) for a in (batch.token, batch.mask))
-            yield self.anatomy.decoder(input_ids=token, attention_mask=mask, use_cache=False).last_hidden_state.flatten(
-                0, 1
-            )
+            output = self.anatomy.decoder(input_ids=token, attention_mask=mask, use_cache=False)
+            yield output.last_hidden_state.flatten(0, 1)
             return
         assert self._state is not None
         token, position = (torch.from_numpy(a).to(self.device)[None] for a in (batch.token, batch.position))

@@ -24,9 +24,8 @@ from heptune.core.events import CheckpointSaved, Listener, Note, StepDone, Train
 from heptune.core.seeds import derive
 from heptune.engine import checkpoint
 from heptune.engine.batches import Batches
-from heptune.engine.forest import portions
 from heptune.engine.forward import Forward
-from heptune.engine.memory import used_bytes
+from heptune.engine.memory import freed_memory_kept, used_bytes
 from heptune.engine.optimizer import adamw, learning_rate
 from heptune.engine.settings import Settings
 from heptune.runs.files import new_folder, read_json
@@ -100,6 +99,7 @@ class Training:
         self.optimizer = adamw(self.attached.parameters, self.settings.weight_decay)
         self.batches = batches_of(self.examples, self.settings)
         self.state = State()
+        self._validation_s = 0.0  # what the last validation took; time that a limit has to leave over
 
     def run(self) -> Outcome:
         """Trains from the newest checkpoint (or from the beginning) to the end."""
@@ -110,7 +110,7 @@ class Training:
         began = time.monotonic() - self.state.time_s
         last_save = time.monotonic()
         peak = used_bytes(self.forward.device)
-        with _asked_to_stop() as asked:
+        with _asked_to_stop() as asked, freed_memory_kept():
             if self.state.step == 0 and self.validation is not None and self.state.best_metrics is None:
                 self._validate()
             while (reason := self._reason_to_end(asked)) is None:
@@ -146,7 +146,7 @@ class Training:
         if asked.is_set():
             return "interrupted"
         limit = self.settings.max_minutes
-        if limit is not None and self.state.time_s >= 60 * limit:
+        if limit is not None and self.state.time_s + self._validation_s >= 60 * limit:
             return "time"
         if self.settings.patience is not None and self.state.without_gain >= self.settings.patience:
             return "early stopping"
@@ -198,7 +198,9 @@ class Training:
         """Scores the validation part; a best result is saved as an artifact at once. Whether it was one."""
         assert self.validation is not None
         self.attached.begin_step(None)
+        began = time.monotonic()
         metrics = self.validation.score()
+        self._validation_s = time.monotonic() - began
         best = self.validation.better(metrics, self.state.best_metrics)
         self.state.first_metrics = self.state.first_metrics or metrics
         if best:
@@ -256,7 +258,7 @@ def accumulate(
     """
     supervised = sum(example.targets for example in batch)
     loss, rows = 0.0, 0
-    for number, portion in enumerate(portions(batch, settings.micro_tokens)):
+    for number, portion in enumerate(forward.portions(batch, settings.micro_tokens, settings.share)):
         attached.begin_step(derive(settings.seed, "step", step, number))
         with forward.loss(portion, settings.share) as part:
             (part.total / supervised).backward()

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-# Elements of one chunk of logits: 16M float32 are 64 MiB, twice that at the peak.
-CHUNK_ELEMENTS = 1 << 24
+# Elements of one chunk of logits: 8M float32 are 32 MiB. Half or twice that takes the same time.
+CHUNK_ELEMENTS = 1 << 23
 
 
 class _LinearHeadLoss(torch.autograd.Function):
@@ -45,13 +45,16 @@ class _LinearHeadLoss(torch.autograd.Function):
         for start, stop, first, last in _chunks(row, len(hidden), len(weight)):
             h, r, y = hidden[start:stop], row[first:last] - start, token[first:last]
             logits = torch.nn.functional.linear(h, weight, bias).to(losses.dtype)
-            normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
-            losses[first:last] = normaliser[r, 0] - logits[r, y]
+            chosen = logits[r, y]
+            largest = logits.amax(dim=1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()
+            sums = exponentials.sum(dim=1, keepdim=True)
+            losses[first:last] = (sums.log() + largest)[r, 0] - chosen  # logsumexp(z) - z[y]
             if not (need_hidden or need_weight or need_bias):
                 continue
             w = target_weight[first:last].to(logits.dtype)
-            total = torch.zeros_like(normaliser).index_add_(0, r, w[:, None])
-            d_logits = logits.sub_(normaliser).exp_().mul_(total).index_put_((r, y), -w, accumulate=True).to(h.dtype)
+            total = torch.zeros_like(sums).index_add_(0, r, w[:, None])
+            d_logits = exponentials.mul_(total / sums).index_put_((r, y), -w, accumulate=True).to(h.dtype)
             if d_hidden is not None:
                 torch.mm(d_logits, weight, out=d_hidden[start:stop])
             if d_weight is not None:
@@ -65,6 +68,8 @@ class _LinearHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[torch.Tensor | None, ...]:
         scale = grad_outputs[0]
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient of this loss was handed out already; compute the loss again")
         gradients = [None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients]
         ctx.gradients = None
         return (*gradients, None, None, None)

@@ -7,7 +7,7 @@ Techniques ask for roles, never for module names of one architecture. A linear s
     head                                                   hidden state -> logits
 
 Names differ between architectures, so a site is recognised by its module's type, its own name, and whether it lies in
-the attention or the MLP of a decoder layer; its shape is then checked against its role.
+the attention or the MLP of a decoder layer; a linear whose shape contradicts its role is no site.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ _MLP_NAMES = {
     "gate_up": ("gate_up_proj",),
     "down": ("down_proj", "w2", "fc2", "fc_out", "c_proj", "dense_4h_to_h"),
 }
+
+_WRITES_HIDDEN = ("attention.o", "mlp.down")
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,7 @@ class Anatomy:
 def dissect(model: nn.Module) -> Anatomy:
     """Finds the places of a causal language model.
 
-    Raises `BaseModelError` when the model has no decoder layers, no linear head, or a site whose shape contradicts its
-    role.
+    Raises `BaseModelError` when the model has no decoder layers or no linear head.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Linear):
@@ -148,7 +149,7 @@ def dissect(model: nn.Module) -> Anatomy:
     names = {id(module): name for name, module in model.named_modules()}
     layers_path, layers = _decoder_layers(decoder, names[id(decoder)], type(model).__name__)
     norm = _final_norm(decoder)
-    sites = [*_layer_sites(layers, layers_path)]
+    sites = [*_layer_sites(layers, layers_path, head.in_features)]
     head_path = names[id(head)]
     sites.append(Site(None, "head", head_path, head.in_features, head.out_features, False))
     embedding = model.get_input_embeddings().weight
@@ -204,7 +205,8 @@ def _final_norm(decoder: nn.Module) -> nn.Module | None:
     return norms[-1] if norms else None
 
 
-def _layer_sites(layers: list[nn.Module], prefix: str) -> Iterable[Site]:
+def _layer_sites(layers: list[nn.Module], prefix: str, hidden: int) -> Iterable[Site]:
+    """Every recognised linear whose shape fits its role: it reads the hidden state, or (o, down) it writes it."""
     for index, layer in enumerate(layers):
         for path, module in layer.named_modules():
             if not isinstance(module, nn.Linear | Conv1D):
@@ -215,6 +217,8 @@ def _layer_sites(layers: list[nn.Module], prefix: str) -> Iterable[Site]:
             transposed = isinstance(module, Conv1D)
             rows, columns = module.weight.shape
             n_in, n_out = (rows, columns) if transposed else (columns, rows)
+            if (n_out if role in _WRITES_HIDDEN else n_in) != hidden:
+                continue
             yield Site(index, role, f"{prefix}.{index}.{path}", n_in, n_out, transposed)
 
 

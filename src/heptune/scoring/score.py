@@ -9,7 +9,6 @@ import numpy as np
 
 from heptune.core.events import Listener, Progress, ignore
 from heptune.data.record import Record
-from heptune.engine.forest import portions
 from heptune.engine.forward import Forward
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
@@ -25,15 +24,17 @@ class Scorer:
     max_length: int
     budget: int
 
-    def losses(self, examples: Sequence[Example], what: str, listener: Listener = ignore) -> np.ndarray:
+    def losses(
+        self, examples: Sequence[Example], what: str, listener: Listener = ignore, unit: str = "examples"
+    ) -> np.ndarray:
         """Each example's summed loss over its targets in nats, float64 [n]."""
         numbered = [replace(example, record=i) for i, example in enumerate(examples)]
         sums = np.zeros(len(examples))
         done = 0
-        for portion in portions(numbered, self.budget):
+        for portion in self.forward.portions(numbered, self.budget):
             sums[[example.record for example in portion]] = self.forward.score(portion)
             done += len(portion)
-            listener(Progress(what, done, len(examples)))
+            listener(Progress(what, done, len(examples), unit))
         return sums
 
     def labels(self, task: Classify, records: Sequence[Record], what: str, listener: Listener = ignore) -> np.ndarray:
@@ -46,7 +47,7 @@ class Scorer:
             for index, record in enumerate(records)
             for candidate in task.candidates(record, index, self.template, self.max_length)
         ]
-        return -self.losses(candidates, what, listener).reshape(len(records), len(task.labels))
+        return -self.losses(candidates, what, listener, "labels").reshape(len(records), len(task.labels))
 
 
 def normalised(log_p: np.ndarray) -> np.ndarray:

@@ -182,7 +182,7 @@ class _LoraFunction(torch.autograd.Function):
         d_y = grad_outputs[0].contiguous()
         d_low = (d_y @ b).mul_(ctx.scale)
         d_a = d_low.T @ x if ctx.needs_input_grad[3] else None
-        d_b = (d_y.T @ low).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
+        d_b = (low.T @ d_y).mul_(ctx.scale).T.contiguous() if ctx.needs_input_grad[4] else None
         d_x = (d_y @ weight).addmm_(d_low, a) if ctx.needs_input_grad[0] else None
         return d_x, None, None, d_a, d_b, None
 
