@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-SETTINGS = "--limit 2000 --epochs 2 --batch-size 16 --learning-rate 5e-4"
-SETS = {"sst2": SETTINGS, "trec": SETTINGS}
+SETTINGS = "--limit 2000 --batch-size 16 --learning-rate 5e-4 --epochs"
+SETS = {"sst2": f"{SETTINGS} 1", "trec": f"{SETTINGS} 2"}
 
 
 def main() -> None:

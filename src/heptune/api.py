@@ -16,15 +16,17 @@ import transformers
 
 import heptune
 from heptune import tasks, techniques
-from heptune.core.errors import DataError, HeptuneError, RunError, TechniqueError
+from heptune.core.errors import DataError, HeptuneError, RunError
 from heptune.core.events import Event, Listener, Note, Progress, ignore
 from heptune.data.check import CheckReport, Lengths, check_labels
 from heptune.data.check import check as check_data
-from heptune.data.readers import Dataset, locate, read
+from heptune.data.parts import DataOptions, DataParts, read_again, read_files
+from heptune.data.readers import read
 from heptune.data.record import Message, Record
-from heptune.data.splits import Split, sample, split
+from heptune.data.splits import sample
+from heptune.engine.artifact import keep
 from heptune.engine.forward import Forward
-from heptune.engine.loop import Training, Validation, batches_of, keep_artifact, steps_in_time
+from heptune.engine.loop import Training, Validation, batches_of, steps_in_time
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import Base, load_base, load_tokenizer
@@ -42,47 +44,14 @@ from heptune.scoring.evaluation import (
 )
 from heptune.scoring.generate import Sampling, reply
 from heptune.scoring.score import Scorer, normalised
+from heptune.scoring.validate import validation
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
-from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Attached, Technique
 
-# Shares of the training file that become validation and test where no file is named for them.
-VALIDATION_SHARE = 0.1
-TEST_SHARE = 0.1
 # Rows of one forward pass when nothing is differentiated.
 SCORING_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How a data set is read and cut into parts.
-
-    `validation` and `test` are files, or shares of the training file (0: none). `limit` is the most training examples.
-    `columns` names columns by hand (role -> the file's column).
-    """
-
-    validation: str | Path | float | None = None
-    test: str | Path | float | None = None
-    limit: int | None = None
-    columns: Mapping[str, str] | None = None
-    skip_bad: bool = False
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """The records of each part, and what the manifest keeps about their origin."""
-
-    train: list[Record]
-    validation: list[Record]
-    test: list[Record]
-    source: dict[str, Any]
-    split: Split
-
-    def place(self, index: int) -> str:
-        """Where a training record stands."""
-        return f"{self.source['train']['path']}:{self.train[index].line}"
 
 
 def tune(
@@ -107,8 +76,13 @@ def tune(
     chosen = techniques.build(technique) if isinstance(technique, str) else technique
     knobs = Settings.from_values(settings)
     options = options or DataOptions()
-    parts = _read_parts(data, options, knobs.seed, task, listener)
-    goal = _task(task, parts, instruction, system)
+    files = read_files(data, options, listener)
+    name = task or tasks.choose(files.train.kind)
+    parts = files.cut(options, knobs.seed)
+    goal = tasks.pose(name, parts.train, instruction, system)
+    if isinstance(goal, Classify):
+        check_labels(goal.labels, parts.validation, parts.path("validation"))
+        check_labels(goal.labels, parts.test, parts.path("test"))
     folder = Path(out) if out is not None else new_name(Path("runs"), chosen.name)
     loaded = _load(base, chosen, listener)
     template = ChatTemplate(loaded.tokenizer)
@@ -119,7 +93,7 @@ def tune(
         "status": "new",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "base": {
-            "name": base,
+            "name": str(Path(base).expanduser().resolve()) if Path(base).expanduser().exists() else base,
             "from": loaded.folder_or_id,
             "revision": loaded.revision,
             "fingerprint": loaded.fingerprint,
@@ -147,21 +121,17 @@ def resume(folder: str | Path, *, listener: Listener = ignore) -> Run:
     if manifest["status"] == "finished":
         raise RunError(f"{folder} is finished; look at it with `heptune eval {folder}`")
     chosen = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
-    parts = _reread_parts(manifest)
+    parts = read_again(manifest["data"], manifest["split"])
     goal = tasks.from_json(manifest["task"])
     loaded = _load(manifest["base"]["name"], chosen, listener)
     _same_base(loaded, manifest)
     changed = {k: (v, _versions().get(k)) for k, v in manifest["versions"].items() if _versions().get(k) != v}
     if changed:
         text = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in changed.items())
-        listener(
-            Note(
-                f"this run began with other versions ({text}); its bits may differ from an uninterrupted run", "warning"
-            )
-        )
+        listener(Note(f"this run began with other versions ({text}); its bits may differ", "warning"))
     if manifest["threads"] != torch.get_num_threads():
         text = f"{manifest['threads']} threads, now there are {torch.get_num_threads()}"
-        listener(Note(f"this run began with {text}; its last bits may differ from an uninterrupted run", "warning"))
+        listener(Note(f"this run began with {text}; its last bits may differ", "warning"))
     template = ChatTemplate(loaded.tokenizer, manifest["template"])
     return _train(run, loaded, chosen, goal, template, parts, Settings(**manifest["settings"]), listener)
 
@@ -172,7 +142,7 @@ def _train(
     technique: Technique,
     task: Classify | Chat,
     template: ChatTemplate,
-    parts: _Parts,
+    parts: DataParts,
     settings: Settings,
     listener: Listener,
 ) -> Run:
@@ -184,18 +154,18 @@ def _train(
         listener(event)
 
     with run.locked():
-        examples = _encode(task, parts.train, template, settings.max_length, tell)
+        examples = tasks.encode(task, parts.train, template, settings.max_length, tell)
         anatomy = dissect(base.model)
         forward = Forward(anatomy, settings.recompute, tell)
         attached = technique.attach(anatomy, settings.seed)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
-        validation = _validation(task, scorer, parts.validation, settings, listener)
+        judge = _judge(task, scorer, parts.validation, settings, listener)
         steps = run.manifest.get("steps")
         if steps is None:
             steps = batches_of(examples, settings).steps(settings.epochs)
             steps = min(steps, settings.max_steps or steps)
             if settings.max_minutes is not None:
-                steps = steps_in_time(forward, attached, examples, settings, validation, steps)
+                steps = steps_in_time(forward, attached, examples, settings, judge, steps)
             run.update(steps=steps, trainable=technique.cost(anatomy.shape).trainable)
         run.update(status="running")
         training = Training(
@@ -208,7 +178,7 @@ def _train(
             settings=settings,
             peak_learning_rate=settings.learning_rate or technique.learning_rate,
             steps=steps,
-            validation=validation,
+            validation=judge,
             listener=tell,
         )
         try:
@@ -219,9 +189,8 @@ def _train(
         if outcome.reason == "interrupted":
             run.update(status="interrupted")
             return run
-        artifact = keep_artifact(run.folder, attached, base.name, outcome.state)
-        _prove_artifact(artifact, attached, outcome.state.best_step in (None, outcome.state.step))
         state = outcome.state
+        artifact = keep(run.folder, attached, base.name, state.best_step, state.step)
         run.update(
             status="finished",
             result={
@@ -257,8 +226,10 @@ def evaluate(
     manifest = run.manifest
     artifact = run.artifact
     task = tasks.from_json(manifest["task"])
-    parts = _reread_parts(manifest)
-    part, records = _evaluation_part(parts, data, columns)
+    parts = read_again(manifest["data"], manifest["split"])
+    part, records = parts.held_out()
+    if data is not None:
+        part, records = str(data), list(read(data, columns=columns).records)
     require_examples(records, part)
     if isinstance(task, Classify):
         check_labels(task.labels, records, data)
@@ -407,12 +378,11 @@ def check(
 ) -> Check:
     """Looks at a data set with the eyes of `base`'s tokenizer. Only the tokenizer is loaded, no weights."""
     options = options or DataOptions()
-    files = _locate(data, options)
-    dataset = read(files.train, columns=options.columns, skip_bad=options.skip_bad)
-    path = files.test or files.validation
-    evaluation = read(path, columns=options.columns, skip_bad=options.skip_bad) if path is not None else None
+    files = read_files(data, options, listener)
+    dataset, evaluation = files.train, files.test or files.validation
+    path = None if evaluation is None else evaluation.path
     try:
-        goal = _goal(task, dataset.records, instruction, system)
+        goal = tasks.pose(task or tasks.choose(dataset.kind), dataset.records, instruction, system)
     except DataError as error:
         report = check_data(dataset, evaluation=evaluation, max_length=max_length, listener=listener)
         if report.pointless:
@@ -439,152 +409,14 @@ def _render(record: Record, task: Classify | Chat, template: ChatTemplate, max_l
     return Rendered(record.line, tuple(pieces))
 
 
-def _locate(data: str | Path, options: DataOptions) -> Any:
-    validation = options.validation if isinstance(options.validation, str | Path) else None
-    test = options.test if isinstance(options.test, str | Path) else None
-    return locate(data, validation, test)
-
-
-def _read_parts(data: str | Path, options: DataOptions, seed: int, task: str | None, listener: Listener) -> _Parts:
-    files = _locate(data, options)
-    train, validation, test = (
-        None if path is None else read(path, columns=options.columns, skip_bad=options.skip_bad)
-        for path in (files.train, files.validation, files.test)
-    )
-    assert train is not None
-    if task is None:
-        tasks.choose(train.kind)  # data that nothing can be learned from is refused before it is cut into parts
-    for dataset in (train, validation, test):
-        if dataset is not None and dataset.skipped:
-            count, first = len(dataset.skipped), dataset.skipped[0]
-            listener(Note(f"{dataset.path}: {count} bad lines left out, the first: {first}", "warning"))
-    shares = {
-        "validation": 0.0 if validation is not None else _share(options.validation, VALIDATION_SHARE),
-        "test": 0.0 if test is not None else _share(options.test, TEST_SHARE),
-    }
-    cut = split(train.records, seed=seed, **shares)
-    kept = cut.train if options.limit is None else sample(train.records, cut.train, options.limit, seed)
-    cut = Split(kept, cut.validation, cut.test)
-    source = {
-        "train": _origin(train),
-        "validation": None if validation is None else _origin(validation),
-        "test": None if test is None else _origin(test),
-        "columns": dict(options.columns or {}),
-        "skip_bad": options.skip_bad,
-    }
-    return _assemble(train, validation, test, source, cut)
-
-
-def _share(value: str | Path | float | None, default: float) -> float:
-    return default if not isinstance(value, int | float) else float(value)
-
-
-def _origin(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "path": str(dataset.path.resolve()),
-        "sha256": dataset.sha256,
-        "format": dataset.format,
-        "records": len(dataset.records),
-    }
-
-
-def _assemble(
-    train: Dataset, validation: Dataset | None, test: Dataset | None, source: dict[str, Any], cut: Split
-) -> _Parts:
-    def records(indices: Sequence[int]) -> list[Record]:
-        return [train.records[i] for i in indices]
-
-    return _Parts(
-        records(cut.train),
-        records(cut.validation) if validation is None else list(validation.records),
-        records(cut.test) if test is None else list(test.records),
-        source,
-        cut,
-    )
-
-
-def _reread_parts(manifest: dict[str, Any]) -> _Parts:
-    """The run's data again; `RunError` when a file is gone or has changed."""
-    source = manifest["data"]
-    datasets: list[Dataset | None] = []
-    for part in ("train", "validation", "test"):
-        origin = source[part]
-        if origin is None:
-            datasets.append(None)
-            continue
-        if not Path(origin["path"]).is_file():
-            raise RunError(f"the run's data {origin['path']} is gone; put it back to go on with this run")
-        dataset = read(origin["path"], columns=source["columns"], skip_bad=source["skip_bad"])
-        if dataset.sha256 != origin["sha256"]:
-            raise RunError(f"{origin['path']} has changed since the run began; put the old file back, or tune anew")
-        datasets.append(dataset)
-    train, validation, test = datasets
-    assert train is not None
-    return _assemble(train, validation, test, source, Split.from_json(manifest["split"]))
-
-
-def _task(name: str | None, parts: _Parts, instruction: str | None, system: str | None) -> Classify | Chat:
-    goal = _goal(name, parts.train, instruction, system)
-    if isinstance(goal, Classify):
-        for part, records in (("validation", parts.validation), ("test", parts.test)):
-            origin = parts.source[part]
-            check_labels(goal.labels, records, None if origin is None else origin["path"])
-    return goal
-
-
-def _goal(name: str | None, records: Sequence[Record], instruction: str | None, system: str | None) -> Classify | Chat:
-    kind = records[0].kind if records else "no records"
-    chosen = tasks.get(name or tasks.choose(kind)).name
-    return Classify.from_records(records, instruction) if chosen == Classify.name else Chat(system)
-
-
-def _encode(
-    task: Classify | Chat, records: list[Record], template: ChatTemplate, max_length: int, listener: Listener
-) -> list[Example]:
-    examples = [e for i, record in enumerate(records) for e in task.encode(record, i, template, max_length)]
-    usable = [example for example in examples if example.targets]
-    dropped, cut = len(examples) - len(usable), sum(example.cut > 0 for example in usable)
-    if not usable:
-        raise DataError(
-            f"no example has anything supervised within {max_length} tokens; "
-            "raise --max-length, or look at the data with `heptune check`"
-        )
-    if dropped:
-        listener(
-            Note(f"{dropped} examples have nothing supervised within {max_length} tokens and were left out", "warning")
-        )
-    if cut:
-        listener(Note(f"{cut} examples are longer than {max_length} tokens and were cut", "warning"))
-    return usable
-
-
-def _validation(
+def _judge(
     task: Classify | Chat, scorer: Scorer, records: list[Record], settings: Settings, listener: Listener
 ) -> Validation | None:
-    if not records:
-        listener(Note("there is no validation part: the last step's weights will be kept, not the best", "warning"))
-        return None
     chosen = sample(records, range(len(records)), settings.validation_limit, settings.seed)
-    records = [records[i] for i in chosen]
-    if isinstance(task, Classify):
-        labels = task.labels
-        truth = np.array([labels.index(record.label or "") for record in records])
-
-        def score() -> dict[str, float]:
-            log_p = normalised(scorer.labels(task, records, "validating", listener))
-            right = log_p.argmax(1) == truth
-            return {"accuracy": float(right.mean()), "loss": float(-log_p[np.arange(len(truth)), truth].mean())}
-    else:
-        examples = [e for i, r in enumerate(records) for e in task.encode(r, i, scorer.template, settings.max_length)]
-        examples = [example for example in examples if example.targets]
-        tokens = sum(example.targets for example in examples)
-        if not tokens:
-            return None
-
-        def score() -> dict[str, float]:
-            return {"loss": float(scorer.losses(examples, "validating", listener).sum() / tokens)}
-
-    return Validation(score, task.metric, task.higher_is_better)
+    judge = validation(task, scorer, [records[i] for i in chosen], listener)
+    if judge is None:
+        listener(Note("there is no validation part: the last step's weights will be kept, not the best", "warning"))
+    return judge
 
 
 def _load(name: str, technique: Technique, listener: Listener) -> Base:
@@ -611,32 +443,3 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": f"{sys.platform} {platform.machine()}",
     }
-
-
-def _evaluation_part(
-    parts: _Parts, data: str | Path | None, columns: Mapping[str, str] | None
-) -> tuple[str, list[Record]]:
-    if data is not None:
-        return str(data), list(read(data, columns=columns).records)
-    if parts.test:
-        return "the test part", parts.test
-    return "the validation part (there is no test part)", parts.validation
-
-
-def _prove_artifact(artifact: Path, attached: Attached, is_current: bool) -> None:
-    """Reads the artifact back: every tensor finite and, where it is the current state, equal to what is in memory."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for path in artifact.glob("*.safetensors"):
-        tensors |= load_file(path)
-    own = attached.parameters
-    if tensors.keys() != own.keys():
-        raise RunError(f"{artifact} does not hold what was trained; this is a defect, please report it")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise TechniqueError(f"{artifact}: {name} has values that are not finite; the checkpoints before stay")
-        if is_current and not torch.equal(tensor, own[name].detach().cpu()):
-            raise RunError(
-                f"{artifact}: {name} was not written as it was in memory; check the disk, then resume the run"
-            )

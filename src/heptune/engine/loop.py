@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from heptune.core.errors import NonFiniteLossError, RunError
+from heptune.core.errors import NonFiniteLossError
 from heptune.core.events import CheckpointSaved, Listener, Note, StepDone, TrainingEnded, TrainingStarted, Validated
 from heptune.core.seeds import derive
 from heptune.engine import checkpoint
@@ -320,19 +320,3 @@ def _asked_to_stop() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def keep_artifact(folder: Path, attached: Attached, base: str, state: State) -> Path:
-    """Makes the best step's artifact (or, without validation, the last step's) the run's artifact."""
-    best = folder / f"best-{state.best_step:06d}" if state.best_step is not None else None
-    try:
-        with new_folder(folder / "artifact") as target:
-            if best is not None and best.is_dir():
-                shutil.copytree(best, target, dirs_exist_ok=True)
-            else:
-                attached.save(target, base)
-    except OSError as error:
-        raise RunError(
-            f"the artifact could not be written ({error}); free some space, then `heptune resume {folder}`"
-        ) from None
-    return folder / "artifact"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from heptune.core.errors import DataError
+from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
 from heptune.data.record import Record
 from heptune.tasks.chat import Chat
@@ -59,3 +61,32 @@ def choose(kind: str) -> str:
             "name the columns that hold the text and its label, or the prompt and its reply"
         )
     return _TASK_OF_KIND[kind]
+
+
+def pose(name: str, records: Sequence[Record], instruction: str | None, system: str | None) -> Classify | Chat:
+    """The task of that name as these training records pose it. Raises DataError when they do not fit it."""
+    kind = get(name)
+    return kind.from_records(records, instruction) if kind is Classify else Chat(system)
+
+
+def encode(
+    task: Task, records: Sequence[Record], template: ChatTemplate, max_length: int, listener: Listener
+) -> list[Example]:
+    """The training examples of all records. Those with nothing supervised are left out and told, as are cut ones.
+
+    Raises DataError when nothing is left.
+    """
+    examples = [e for i, record in enumerate(records) for e in task.encode(record, i, template, max_length)]
+    usable = [example for example in examples if example.targets]
+    dropped, cut = len(examples) - len(usable), sum(example.cut > 0 for example in usable)
+    if not usable:
+        raise DataError(
+            f"no example has anything supervised within {max_length} tokens; "
+            "raise --max-length, or look at the data with `heptune check`"
+        )
+    if dropped:
+        why = f"have nothing supervised within {max_length} tokens and were left out"
+        listener(Note(f"{dropped} examples {why}", "warning"))
+    if cut:
+        listener(Note(f"{cut} examples are longer than {max_length} tokens and were cut", "warning"))
+    return usable
