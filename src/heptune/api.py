@@ -83,6 +83,10 @@ def tune(
     if isinstance(goal, Classify):
         check_labels(goal.labels, parts.validation, parts.path("validation"))
         check_labels(goal.labels, parts.test, parts.path("test"))
+    for part, count in parts.leaked().items():
+        if count:
+            text = f"{count} records of the {part} part also stand in the training part; its scores will flatter"
+            listener(Note(f"{text}. `heptune check` names the lines", "warning"))
     folder = Path(out) if out is not None else new_name(Path("runs"), chosen.name)
     loaded = _load(base, chosen, listener)
     template = ChatTemplate(loaded.tokenizer)

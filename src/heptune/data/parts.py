@@ -15,7 +15,7 @@ from heptune.core.errors import RunError
 from heptune.core.events import Listener, Note
 from heptune.data.readers import Dataset, locate, read
 from heptune.data.record import Record
-from heptune.data.splits import Split, sample, split
+from heptune.data.splits import Split, content_key, sample, split
 
 # Shares of the training file that become validation and test where no file is named for them.
 VALIDATION_SHARE = 0.1
@@ -92,6 +92,12 @@ class DataParts:
     def path(self, part: str) -> str | None:
         """The file of a part; None where it is a share of the training file."""
         return None if self.source[part] is None else self.source[part]["path"]
+
+    def leaked(self) -> dict[str, int]:
+        """For validation and test: how many of their records also stand in the training part."""
+        known = {content_key(record) for record in self.train}
+        parts = {"validation": self.validation, "test": self.test}
+        return {name: sum(content_key(record) in known for record in part) for name, part in parts.items()}
 
     def held_out(self) -> tuple[str, list[Record]]:
         """What a finished run is judged on, in words and as records: the test part, else the validation part."""
