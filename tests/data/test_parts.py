@@ -1,4 +1,4 @@
-"""The parts of a data set: from files or shares, put together again from a manifest, refused when a file has changed."""
+"""The parts of a data set: from files or shares, put together again from a manifest, refused when a file changed."""
 
 from __future__ import annotations
 
