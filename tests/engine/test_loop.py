@@ -17,15 +17,6 @@ from heptune.core.events import Event, StepDone, TrainingEnded, TrainingStarted,
 from heptune.engine.batches import Batches
 from heptune.engine.loop import Validation
 from heptune.engine.optimizer import learning_rate
-from tiny import tiny_model, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

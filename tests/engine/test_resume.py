@@ -21,17 +21,8 @@ from heptune import techniques
 from heptune.core.errors import NonFiniteLossError, RunError
 from heptune.core.events import CheckpointSaved, Event, Note, StepDone
 from heptune.engine import checkpoint
-from tiny import tiny_model, tiny_tokenizer
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 6, "validate_every": 5, "max_length": 256}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
