@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import heptune
@@ -21,6 +22,7 @@ from heptune import techniques
 from heptune.core.errors import NonFiniteLossError, RunError
 from heptune.core.events import CheckpointSaved, Event, Note, StepDone
 from heptune.engine import checkpoint
+from heptune.techniques import lora
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 6, "validate_every": 5, "max_length": 256}
 
@@ -132,16 +134,19 @@ def test_ctrl_c_finishes_the_step_and_saves(base: Path, data: Path, tmp_path: Pa
     same(whole, heptune.resume(cut.folder))
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(base: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "parameters.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    name: str, base: Path, data: Path, tmp_path: Path
+) -> None:
     technique = heptune.Lora(rank=4)
     whole = heptune.tune(str(base), data, technique=technique, out=tmp_path / "whole", **SETTINGS)
     arguments = {**SETTINGS, "save_minutes": 0.0}
     with pytest.raises(Stop):
         heptune.tune(str(base), data, technique=technique, out=tmp_path / "cut", listener=stop_after(9), **arguments)
     newest = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1]
-    damaged = bytearray((newest / "optimizer.safetensors").read_bytes())
-    damaged[-7] ^= 1
-    (newest / "optimizer.safetensors").write_bytes(damaged)
+    damaged = bytearray((newest / name).read_bytes())
+    damaged[len(damaged) - 7] ^= 0x80
+    (newest / name).write_bytes(damaged)
     notes: list[Event] = []
     resumed = heptune.resume(tmp_path / "cut", listener=notes.append)
     assert any(isinstance(n, Note) and newest.name in n.text and "damaged" in n.text for n in notes)
@@ -176,6 +181,25 @@ def test_a_full_disk_during_a_checkpoint(
     notes = [e.text for e in seen if isinstance(e, Note) and e.level == "warning"]
     assert any("step 7 could not be saved" in text and "No space left" in text for text in notes)
     assert [e.step for e in seen if isinstance(e, CheckpointSaved) and 6 <= e.step <= 8] == [6, 8]
+    assert run.manifest["status"] == "finished" and not list(run.folder.rglob(".unfinished*"))
+
+
+def test_a_full_disk_while_the_best_artifact_is_saved(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors has an error type of its own for it: the training goes on all the same."""
+    original = lora.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path, **more: Any) -> None:
+        if "best-000000" in str(path):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        original(tensors, path, **more)
+
+    monkeypatch.setattr(lora, "save_file", full)
+    seen: list[Event] = []
+    run = heptune.tune(str(base), data, out=tmp_path / "run", listener=seen.append, **SETTINGS)
+    notes = [e.text for e in seen if isinstance(e, Note) and e.level == "warning"]
+    assert any("step 0 could not be saved" in text and "No space left" in text for text in notes)
     assert run.manifest["status"] == "finished" and not list(run.folder.rglob(".unfinished*"))
 
 

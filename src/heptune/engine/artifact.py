@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from heptune.core.errors import RunError
+from heptune.engine.checkpoint import WRITE_ERRORS
 from heptune.runs.files import new_folder
 from heptune.techniques._contract import Attached
 
@@ -27,7 +28,7 @@ def keep(folder: Path, attached: Attached, base: str, best_step: int | None, ste
                 shutil.copytree(best, unfinished, dirs_exist_ok=True)
             else:
                 attached.save(unfinished, base)
-    except OSError as error:
+    except WRITE_ERRORS as error:
         way = f"free some space, then `heptune resume {folder}`"
         raise RunError(f"the artifact could not be written ({error}); {way}") from None
     _prove(target, attached, is_current=not use_best or best_step == step)

@@ -9,10 +9,12 @@ checkpoints/step-000120/
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,22 +25,21 @@ from heptune.runs.files import new_folder, read_json, sha256, write_json
 
 # How many checkpoints stay: the newest, and one before it in case the newest is damaged.
 KEPT = 2
+# How a full disk shows: the system's own error, or the one that safetensors makes of it.
+WRITE_ERRORS = (OSError, SafetensorError)
 _TENSOR_FILES = ("parameters.safetensors", "optimizer.safetensors")
 
 
 def save(
     root: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, state: dict[str, Any]
 ) -> Path:
-    """Writes the checkpoint of a step and removes old ones. It appears whole, or (OSError: a full disk) not at all."""
+    """Writes the checkpoint of a step and removes old ones. It appears whole, or (`WRITE_ERRORS`) not at all."""
     root.mkdir(exist_ok=True)
     path = root / f"step-{step:06d}"
     with new_folder(path) as folder:
         groups = ({n: p.detach() for n, p in parameters.items()}, state_tensors(optimizer, parameters))
         for name, tensors in zip(_TENSOR_FILES, groups, strict=True):
-            try:
-                save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / name)
-            except Exception as error:  # safetensors reports a full disk as its own error type
-                raise OSError(f"{name}: {error}") from error
+            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / name)
         hashes = {name: sha256(folder / name) for name in _TENSOR_FILES}
         write_json(folder / "state.json", {**state, "step": step, "sha256": hashes})
     for old in sorted(root.glob("step-*"))[:-KEPT]:
@@ -65,6 +66,15 @@ def load_newest(
     if paths:
         raise RunError(f"every checkpoint in {root} is damaged; start the run again with another --out")
     return None
+
+
+def best_steps(root: Path) -> set[int | None]:
+    """The best steps that the undamaged checkpoints name: their artifacts are still needed."""
+    found: set[int | None] = set()
+    for path in root.glob("step-*"):
+        with suppress(RunError):
+            found.add(read_json(path / "state.json")["best_step"])
+    return found
 
 
 def _verified(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from heptune.engine.forward import Forward
 from heptune.engine.memory import freed_memory_kept, used_bytes
 from heptune.engine.optimizer import adamw, learning_rate
 from heptune.engine.settings import Settings
-from heptune.runs.files import new_folder, read_json
+from heptune.runs.files import new_folder
 from heptune.tasks.example import Example
 from heptune.techniques._contract import Attached
 
@@ -221,7 +221,7 @@ class Training:
         began = time.monotonic()
         state = {name: getattr(self.state, name) for name in State.__dataclass_fields__}
         path = checkpoint.save(self._checkpoints, self.state.step, self.attached.parameters, self.optimizer, state)
-        named = {read_json(kept / "state.json")["best_step"] for kept in self._checkpoints.glob("step-*")}
+        named = checkpoint.best_steps(self._checkpoints)
         for folder in self.folder.glob("best-*"):
             if int(folder.name.removeprefix("best-")) not in named:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -231,7 +231,7 @@ class Training:
         """Training outlives a failed write (a full disk): the person is told, the last good state stays."""
         try:
             action()
-        except OSError as error:
+        except checkpoint.WRITE_ERRORS as error:
             text = (
                 f"step {self.state.step} could not be saved ({error}); the state saved before stays. Free some space: "
             )
