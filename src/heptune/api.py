@@ -161,7 +161,7 @@ def _train(
         examples = tasks.encode(task, parts.train, template, settings.max_length, tell)
         anatomy = dissect(base.model)
         forward = Forward(anatomy, settings.recompute, tell)
-        attached = technique.attach(anatomy, settings.seed)
+        attached = technique.attach(anatomy, settings.seed, template.encode)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
         judge = _judge(task, scorer, parts.validation, settings, listener)
         steps = run.manifest.get("steps")

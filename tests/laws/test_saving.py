@@ -19,7 +19,7 @@ def test_law_5_restoring_is_bit_equal(case: Case, tmp_path: Path) -> None:
     anatomy, attached = case.trained(torch.float32)
     folder = saved(attached, tmp_path / "artifact")
     held = {name for path in folder.glob("*.safetensors") for name in load_file(path)}
-    assert held == set(attached.parameters), "the files hold the technique's own weights and nothing else"
+    assert held == set(attached.saved()), "the files hold the technique's own weights and nothing else"
 
     assert techniques.recognise(folder).name == case.technique
     fresh = case.base(torch.float32)

@@ -40,7 +40,7 @@ def _prove(target: Path, attached: Attached, is_current: bool) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for path in target.glob("*.safetensors"):
         tensors |= load_file(path)
-    own = attached.parameters
+    own = attached.saved()
     if tensors.keys() != own.keys():
         raise RunError(f"{target} does not hold what was trained; this is a defect, please report it")
     for name, tensor in tensors.items():

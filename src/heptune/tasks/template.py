@@ -117,6 +117,10 @@ class ChatTemplate:
             sequences.append([opening, Segment(tuple(self._encode(written, at_start=False)), True)])
         return sequences
 
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a plain text, without the template and without special tokens."""
+        return self._ids(text)
+
     # ---- text
 
     def _prompt_parts(self, messages: list[Message]) -> list[tuple[str, bool]]:

@@ -6,13 +6,18 @@ callers ask for capabilities, never for names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import torch
 from torch import nn
 
 from heptune.models.anatomy import Anatomy, ModelShape
+
+# Text to token ids, without special tokens: for techniques that start from words.
+Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Attached(Protocol):
     def begin_step(self, seed: int | None) -> None:
         """Whatever is random in training is a function of this seed until the next call; None: nothing is random."""
 
+    def saved(self) -> dict[str, torch.Tensor]:
+        """Every tensor that `save` writes, by name: the trained parameters, or what use is made of (a soft prompt
+        instead of the network that it comes from) together with what training would go on from."""
+
     def save(self, folder: Path, base: str) -> None:
         """Writes the technique's own weights and configuration into an existing folder. `base` is the base's name."""
 
@@ -63,8 +72,9 @@ class Technique(Protocol):
     def learning_rate(self) -> float:
         """The peak learning rate; each technique has its own default."""
 
-    def attach(self, anatomy: Anatomy, seed: int) -> Attached:
-        """Puts the technique into the model and freezes everything else."""
+    def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> Attached:
+        """Puts the technique into the model and freezes everything else. `encode` is needed by settings that start
+        from a text."""
 
     def cost(self, shape: ModelShape) -> Cost:
         """Its cost in closed form."""

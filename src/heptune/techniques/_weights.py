@@ -42,9 +42,13 @@ class TrainedWeights:
     def begin_step(self, seed: int | None) -> None:
         """Nothing here is random."""
 
+    def saved(self) -> dict[str, torch.Tensor]:
+        """The trained parameters."""
+        return dict(self._parameters)
+
     def save(self, folder: Path, base: str) -> None:
         """Writes the trained tensors alone, under the model's own names, and the settings."""
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self._parameters.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved().items()}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = {"technique": self.settings.name, "base": base, "settings": asdict(self.settings)}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")

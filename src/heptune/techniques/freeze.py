@@ -34,7 +34,7 @@ from typing import ClassVar
 
 from heptune.core.errors import TechniqueError
 from heptune.models.anatomy import Anatomy, ModelShape
-from heptune.techniques._contract import Cost
+from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._weights import TrainedWeights, read, recognises
 
 
@@ -60,7 +60,7 @@ class Freeze:
         if self.layers < 1:
             raise TechniqueError(f"freeze: layers is {self.layers}; at least one layer must be trained")
 
-    def attach(self, anatomy: Anatomy, seed: int) -> TrainedWeights:
+    def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> TrainedWeights:
         """Unfreezes the last `layers` layers, the final norm, and the head if chosen."""
         self._check(anatomy.shape)
         modules = [*anatomy.layers[-self.layers :], *([anatomy.final_norm] if anatomy.final_norm is not None else [])]

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from heptune.models.anatomy import Anatomy, ModelShape
-from heptune.techniques._contract import Cost
+from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._weights import TrainedWeights, read, recognises
 
 
@@ -48,7 +48,7 @@ class Full:
     name: ClassVar[str] = "full"
     capabilities: ClassVar[frozenset[str]] = frozenset({"mergeable", "identity_start", "trains_base"})
 
-    def attach(self, anatomy: Anatomy, seed: int) -> TrainedWeights:
+    def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> TrainedWeights:
         """Unfreezes every parameter. No copy of the originals is kept: it would cost as much memory as the model."""
         return TrainedWeights(self, anatomy, anatomy.model.parameters(), keep_originals=False)
 

@@ -37,22 +37,20 @@ Differs from the paper
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape, Site, weight_of
-from heptune.techniques._contract import Cost
+from heptune.techniques import _peft
+from heptune.techniques._contract import Cost, Encode
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Lora:
         """s, by which the product B A is multiplied."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
-    def attach(self, anatomy: Anatomy, seed: int) -> AttachedLora:
+    def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> AttachedLora:
         """Puts a LoRA beside every chosen site. A is drawn as in PEFT (uniform, +-1/sqrt(in)); B is zero."""
         return AttachedLora(self, anatomy, anatomy.select(self.targets), seed)
 
@@ -107,8 +105,7 @@ class Lora:
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether a folder holds a LoRA in PEFT's layout."""
-        path = folder / "adapter_config.json"
-        return path.is_file() and '"LORA"' in path.read_text("utf-8", errors="replace")
+        return _peft.recognises(folder, cls.name, "LORA")
 
     @classmethod
     def restore(cls, anatomy: Anatomy, folder: Path) -> AttachedLora:
@@ -116,8 +113,8 @@ class Lora:
 
         Raises `TechniqueError` naming the setting or tensor that is not understood; nothing is half-loaded.
         """
-        config = _read_config(folder)
-        tensors = _read_tensors(folder)
+        config = _peft.read_config(folder, "LORA", ("r", "lora_alpha"), _UNDERSTOOD)
+        tensors = _peft.read_tensors(folder)
         prefix, suffix = "base_model.model.", ".lora_A.weight"
         ranks = {n[len(prefix) : -len(suffix)]: int(t.shape[0]) for n, t in tensors.items() if n.endswith(suffix)}
         known = {site.path for site in anatomy.sites}
@@ -126,7 +123,7 @@ class Lora:
             what = f"{foreign[0]} is no linear site of {anatomy.shape.architecture}" if foreign else "it holds no LoRA"
             raise TechniqueError(f"{folder}: {what}; nothing was loaded")
         sites = tuple(site for site in anatomy.sites if site.path in ranks)
-        settings = cls(
+        settings = _peft.noted_settings(folder, cls) or cls(
             rank=config["r"],
             alpha=config["lora_alpha"],
             targets=tuple(dict.fromkeys(site.role for site in sites)),
@@ -258,10 +255,12 @@ class AttachedLora:
         for module in self.modules.values():
             module.training_step_seed = seed
 
+    def saved(self) -> dict[str, torch.Tensor]:
+        """A and B of every site."""
+        return dict(self.parameters)
+
     def save(self, folder: Path, base: str) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, which PEFT reads."""
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.parameters.items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -280,7 +279,7 @@ class AttachedLora:
             "init_lora_weights": True,
             "inference_mode": True,
         }
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        _peft.write(folder, config, self.saved(), self.settings.name, asdict(self.settings))
 
     def fill(self, tensors: dict[str, torch.Tensor], source: Path) -> None:
         """Takes A and B from tensors; every one must be there, of the right shape, and no other."""
@@ -333,7 +332,6 @@ class AttachedLora:
 
 # PEFT settings that change what the tensors mean, with the values under which they mean what Lora computes.
 _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
     "bias": ("none",),
     "use_dora": (False, None),
     "lora_bias": (False, None),
@@ -353,32 +351,6 @@ _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
     "kasa_config": (None,),
 }
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise TechniqueError(f"{folder} has no adapter_config.json; it is no LoRA in PEFT's layout") from None
-    except json.JSONDecodeError as error:
-        raise TechniqueError(f"{path} is not valid JSON ({error}); the folder is damaged") from None
-    if not isinstance(config, dict) or not {"peft_type", "r", "lora_alpha"} <= config.keys():
-        raise TechniqueError(f"{path} lacks peft_type, r or lora_alpha; the folder is damaged")
-    for key, allowed in _UNDERSTOOD.items():
-        if key in config and config[key] not in allowed:
-            raise TechniqueError(f"{path}: {key} = {config[key]!r} is not understood; nothing was loaded")
-    return config
-
-
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / "adapter_model.safetensors"
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise TechniqueError(f"{folder} has no {path.name}; pickle files (.bin) are never read") from None
-    except SafetensorError as error:
-        raise TechniqueError(f"{path} is damaged ({error}); copy or train it again") from None
 
 
 TECHNIQUE = Lora
