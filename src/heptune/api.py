@@ -16,7 +16,7 @@ import transformers
 
 import heptune
 from heptune import tasks, techniques
-from heptune.core.errors import DataError, HeptuneError, RunError
+from heptune.core.errors import DataError, HeptuneError, RunError, UsageError
 from heptune.core.events import Event, Listener, Note, Progress, ignore
 from heptune.data.check import CheckReport, Lengths, check_labels
 from heptune.data.check import check as check_data
@@ -30,6 +30,7 @@ from heptune.engine.loop import Training, Validation, batches_of, steps_in_time
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import Base, load_base, load_tokenizer
+from heptune.models.quantization import quantize, require_library
 from heptune.runs.files import write_json
 from heptune.runs.run import EventLog, Run, new_name
 from heptune.scoring.evaluation import (
@@ -48,7 +49,7 @@ from heptune.scoring.validate import validation
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.template import ChatTemplate
-from heptune.techniques._contract import Attached, Technique
+from heptune.techniques._contract import Technique
 
 # Rows of one forward pass when nothing is differentiated.
 SCORING_ROWS = 4096
@@ -75,6 +76,7 @@ def tune(
     """
     chosen = techniques.build(technique) if isinstance(technique, str) else technique
     knobs = Settings.from_values(settings)
+    _check_quantization(chosen, knobs)
     options = options or DataOptions()
     files = read_files(data, options, listener)
     name = task or tasks.choose(files.train.kind)
@@ -160,6 +162,7 @@ def _train(
     with run.locked():
         examples = tasks.encode(task, parts.train, template, settings.max_length, tell)
         anatomy = dissect(base.model)
+        _quantize(anatomy, technique, settings, listener)
         forward = Forward(anatomy, settings.recompute, tell)
         attached = technique.attach(anatomy, settings.seed, template.encode)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
@@ -246,15 +249,18 @@ def evaluate(
     template = ChatTemplate(base.tokenizer, manifest["template"])
     settings = Settings(**manifest["settings"])
     scorer = Scorer(Forward(anatomy, listener=listener), template, settings.max_length, SCORING_ROWS)
+
+    def restore() -> None:
+        _quantize(anatomy, technique, settings, listener)
+        technique.restore(anatomy, artifact)
+
     if isinstance(task, Classify):
         base_log_p = scorer.labels(task, records, "scoring the untouched base", listener)
-        technique.restore(anatomy, artifact)
+        restore()
         tuned_log_p = scorer.labels(task, records, "scoring the tuned model", listener)
         result = classification(task, part, records, parts.train, base_log_p, tuned_log_p, settings.seed)
     else:
-        result = _evaluate_chat(
-            task, part, records, scorer, anatomy, lambda: technique.restore(anatomy, artifact), settings, listener
-        )
+        result = _evaluate_chat(task, part, records, scorer, anatomy, restore, settings, listener)
     (run.folder / "evaluations").mkdir(exist_ok=True)
     write_json(run.folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}.json", result.to_json())
     return result
@@ -266,7 +272,7 @@ def _evaluate_chat(
     records: list[Record],
     scorer: Scorer,
     anatomy: Anatomy,
-    restore: Callable[[], Attached],
+    restore: Callable[[], None],
     settings: Settings,
     listener: Listener,
 ) -> Evaluation:
@@ -326,11 +332,13 @@ def open_run(folder: str | Path, *, listener: Listener = ignore) -> Tuned:
     technique = techniques.get(manifest["technique"]["name"])
     base = load_base(manifest["base"]["name"], dtype=_dtype(technique.capabilities), listener=listener)
     _same_base(base, manifest)
+    settings = Settings(**manifest["settings"])
     anatomy = dissect(base.model)
+    _quantize(anatomy, technique, settings, listener)
     forward = Forward(anatomy, listener=listener)
     technique.restore(anatomy, artifact)
     template = ChatTemplate(base.tokenizer, manifest["template"])
-    scorer = Scorer(forward, template, manifest["settings"]["max_length"], SCORING_ROWS)
+    scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
     return Tuned(run, tasks.from_json(manifest["task"]), base.model, template, scorer)
 
 
@@ -430,6 +438,23 @@ def _load(name: str, technique: Technique, listener: Listener) -> Base:
 def _dtype(capabilities: frozenset[str]) -> torch.dtype | None:
     """Weights that are trained themselves are float32 everywhere: small updates vanish in bfloat16."""
     return torch.float32 if "trains_base" in capabilities else None
+
+
+def _check_quantization(technique: Technique, settings: Settings) -> None:
+    """Before anything is loaded: the library is there, and nothing that is trained would be stored in 4 bits."""
+    if settings.quantize is not None and "trains_base" in technique.capabilities:
+        raise UsageError(
+            f"{technique.name} trains the base's own weights, and a weight in 4 bits cannot be trained; "
+            "leave quantize out, or take a technique that keeps the base frozen, like qlora"
+        )
+    if settings.quantize is not None or "quantizes_base" in technique.capabilities:
+        require_library()
+
+
+def _quantize(anatomy: Anatomy, technique: Technique | type[Technique], settings: Settings, listener: Listener) -> None:
+    """Stores the base in 4 bits where the run or its technique says so, before anything is attached to it."""
+    if settings.quantize is not None or "quantizes_base" in technique.capabilities:
+        quantize(anatomy, listener)
 
 
 def _same_base(base: Base, manifest: dict[str, Any]) -> None:

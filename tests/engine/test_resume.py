@@ -72,7 +72,7 @@ def same(a: heptune.Run, b: heptune.Run) -> None:
 @pytest.mark.parametrize("name", techniques.names())
 @pytest.mark.parametrize("save_minutes", [0.0, 1.0])
 def test_resumed_equals_uninterrupted(name: str, save_minutes: float, base: Path, data: Path, tmp_path: Path) -> None:
-    settings = {"rank": 4, "dropout": 0.1} if name == "lora" else {"layers": 1} if name == "freeze" else {}
+    settings = {"rank": 4, "dropout": 0.1} if name in ("lora", "qlora") else {"layers": 1} if name == "freeze" else {}
     technique = techniques.build(name, settings)
     whole = heptune.tune(str(base), data, technique=technique, out=tmp_path / "whole", **SETTINGS)
     arguments = {**SETTINGS, "save_minutes": save_minutes}

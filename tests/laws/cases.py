@@ -30,6 +30,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "query": {"rank": 2, "targets": ("query",)},
         "all": {"rank": 2, "targets": ("all",), "rank_stabilised": True},
     },
+    "qlora": {
+        "linear": {"rank": 3, "alpha": 6.0},
+        "query": {"rank": 2, "targets": ("query",)},
+        "all": {"rank": 2, "targets": ("all",), "rank_stabilised": True},
+    },
     "freeze": {"one_layer": {"layers": 1}, "and_head": {"layers": 1, "head": True}},
 }
 

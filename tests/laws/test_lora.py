@@ -26,14 +26,17 @@ def test_the_autograd_function_passes_gradcheck(bias: bool) -> None:
 
     x, a, b, weight = random(5, 4), random(2, 4), random(3, 2), random(3, 4, grad=False)
     offset = random(3, grad=False) if bias else None
-    assert torch.autograd.gradcheck(lambda x, a, b: _LoraFunction.apply(x, weight, offset, a, b, 1.7), (x, a, b))
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: _LoraFunction.apply(x, lambda: weight, offset, a, b, 1.7), (x, a, b)
+    )
 
 
 @pytest.mark.parametrize("targets", [("linear",), ("all",), ("attention.o",), ("attention", "mlp.down")], ids=str)
 @pytest.mark.parametrize("family", ["llama", "glm4", "gpt2", "gpt_neox"])
-def test_activations_are_what_the_sites_keep(family: str, targets: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+def test_activations_are_what_the_sites_keep(name: str, family: str, targets: tuple[str, ...]) -> None:
     """Counts the distinct tensors that LoRA's modules save for the backward pass, weights excepted."""
-    technique = Lora(rank=3, targets=targets)
+    technique = techniques.build(name, {"rank": 3, "targets": targets})
     anatomy = dissect(tiny_model(family))
     technique.attach(anatomy, seed=0)
     own = {p.data_ptr() for p in anatomy.model.parameters()}

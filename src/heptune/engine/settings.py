@@ -9,6 +9,7 @@ from heptune.core.errors import UsageError
 from heptune.core.registry import unknown
 
 SCHEDULES = ("cosine", "linear", "constant")
+QUANTIZATIONS = ("nf4",)
 
 _ABOVE_ZERO = (
     *("epochs", "max_steps", "max_minutes", "batch_tokens", "batch_size", "micro_tokens"),
@@ -47,6 +48,9 @@ class Settings:
     recompute: bool = _knob(False, "Drop activations and compute them again: less memory, about a third more time.")
     share: bool = _knob(True, "Compute leading tokens that examples share once.")
     save_minutes: float = _knob(1.0, "Minutes between checkpoints.")
+    quantize: str | None = _knob(
+        None, "Store the frozen base's linear layers but the head in 4 bits: nf4. A fifth of the memory, slower."
+    )
     seed: int = _knob(0, "Every random decision follows from it.")
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class Settings:
             raise UsageError(f"warmup is {self.warmup}; it is a share of the steps, at least 0 and below 1")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        if self.quantize not in (None, *QUANTIZATIONS):
+            raise UsageError(f"quantize is {self.quantize!r}; known: {', '.join(QUANTIZATIONS)}")
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Settings:

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from heptune.core.errors import BaseModelError, TechniqueError
 from heptune.core.registry import nearest
+from heptune.models.quantization import QuantizedLinear
 
 ROLES = (
     "attention.q",
@@ -180,8 +181,12 @@ def dissect(model: nn.Module) -> Anatomy:
 
 
 def _count(modules: Iterable[nn.Module]) -> int:
-    """Distinct parameters' elements."""
-    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+    """Distinct parameters' elements; a weight in 4 bits counts as what it stands for."""
+    counts: dict[int, int] = {}
+    for module in modules:
+        counts |= {id(p): p.numel() for p in module.parameters()}
+        counts |= {id(m): m.shape.numel() for m in module.modules() if isinstance(m, QuantizedLinear)}
+    return sum(counts.values())
 
 
 def _decoder_layers(decoder: nn.Module, prefix: str, name: str) -> tuple[str, list[nn.Module]]:
@@ -209,13 +214,14 @@ def _layer_sites(layers: list[nn.Module], prefix: str, hidden: int) -> Iterable[
     """Every recognised linear whose shape fits its role: it reads the hidden state, or (o, down) it writes it."""
     for index, layer in enumerate(layers):
         for path, module in layer.named_modules():
-            if not isinstance(module, nn.Linear | Conv1D):
+            if not isinstance(module, nn.Linear | Conv1D | QuantizedLinear):
                 continue
             role = _role(path)
             if role is None:
                 continue
-            transposed = isinstance(module, Conv1D)
-            rows, columns = module.weight.shape
+            quantized = isinstance(module, QuantizedLinear)
+            transposed = module.transposed if quantized else isinstance(module, Conv1D)
+            rows, columns = module.shape if quantized else module.weight.shape
             n_in, n_out = (rows, columns) if transposed else (columns, rows)
             if (n_out if role in _WRITES_HIDDEN else n_in) != hidden:
                 continue
@@ -232,5 +238,7 @@ def _role(path: str) -> str | None:
 
 
 def weight_of(module: nn.Module, transposed: bool) -> torch.Tensor:
-    """The matrix of a site as [out, in]."""
+    """The matrix of a site as [out, in]; where it is stored in 4 bits, made now and owned by nobody."""
+    if isinstance(module, QuantizedLinear):
+        return module.matrix()
     return module.weight.T if transposed else module.weight

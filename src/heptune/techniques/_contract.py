@@ -62,7 +62,8 @@ class Technique(Protocol):
     """The hyperparameters of one technique, and how it goes into a model.
 
     Capabilities: 'mergeable' folds into the base's weights; 'detachable' can be taken out again; 'identity_start'
-    changes nothing until training does; 'trains_base' trains weights of the base itself.
+    changes nothing until training does; 'trains_base' trains weights of the base itself; 'quantizes_base' stores the
+    base's linear sites in 4 bits.
     """
 
     name: ClassVar[str]

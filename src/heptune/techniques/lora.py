@@ -38,9 +38,11 @@ Differs from the paper
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +51,7 @@ from torch import nn
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape, Site, weight_of
+from heptune.models.quantization import QuantizedLinear, dequantize
 from heptune.techniques import _peft
 from heptune.techniques._contract import Cost, Encode
 
@@ -79,11 +82,11 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise TechniqueError(f"lora: rank is {self.rank}; it must be at least 1")
+            raise TechniqueError(f"{self.name}: rank is {self.rank}; it must be at least 1")
         if not 0 <= self.dropout < 1:
-            raise TechniqueError(f"lora: dropout is {self.dropout}; it must be at least 0 and below 1")
+            raise TechniqueError(f"{self.name}: dropout is {self.dropout}; it must be at least 0 and below 1")
         if not self.targets:
-            raise TechniqueError("lora: targets is empty; name at least one role, e.g. 'linear'")
+            raise TechniqueError(f"{self.name}: targets is empty; name at least one role, e.g. 'linear'")
 
     @property
     def scale(self) -> float:
@@ -92,7 +95,12 @@ class Lora:
 
     def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> AttachedLora:
         """Puts a LoRA beside every chosen site. A is drawn as in PEFT (uniform, +-1/sqrt(in)); B is zero."""
-        return AttachedLora(self, anatomy, anatomy.select(self.targets), seed)
+        return self._put(anatomy, anatomy.select(self.targets), seed)
+
+    def _put(
+        self, anatomy: Anatomy, sites: tuple[Site, ...], seed: int, ranks: dict[str, int] | None = None
+    ) -> AttachedLora:
+        return AttachedLora(self, anatomy, sites, seed, ranks)
 
     def cost(self, shape: ModelShape) -> Cost:
         """Trainable: rank * (in + out) over the sites. Activations: each site keeps A x; and x, once for all sites
@@ -130,13 +138,8 @@ class Lora:
             dropout=config.get("lora_dropout", 0.0),
             rank_stabilised=config.get("use_rslora", False),
         )
-        attached = AttachedLora(settings, anatomy, sites, seed=0, ranks=ranks)
-        try:
-            attached.fill(tensors, folder)
-        except TechniqueError:
-            attached.detach()
-            raise
-        return attached
+        _require_fit(tensors, sites, ranks, folder)
+        return settings._put(anatomy, sites, seed=0, ranks=ranks).fill(tensors)
 
 
 # Sites that read the same input.
@@ -154,33 +157,34 @@ _INPUT_OF = {
 class _LoraFunction(torch.autograd.Function):
     """y = x W^T + b + s (x A^T) B^T with W and b frozen. Keeps x and x A^T for the backward pass, nothing else.
 
-    x [n, in], W [out, in], A [rank, in], B [out, rank].
+    x [n, in], W [out, in], A [rank, in], B [out, rank]. `matrix()` gives W, now and again in the backward pass: where
+    it is stored in 4 bits, it is made each time.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        matrix: Callable[[], torch.Tensor],
         bias: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
         low = x @ a.T
-        y = F.linear(x, weight, bias)
-        ctx.save_for_backward(x, low, weight, a, b)
-        ctx.scale = scale
+        y = F.linear(x, matrix(), bias)
+        ctx.save_for_backward(x, low, a, b)
+        ctx.matrix, ctx.scale = matrix, scale
         return y.addmm_(low, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, low, weight, a, b = ctx.saved_tensors
+        x, low, a, b = ctx.saved_tensors
         d_y = grad_outputs[0].contiguous()
         d_low = (d_y @ b).mul_(ctx.scale)
         d_a = d_low.T @ x if ctx.needs_input_grad[3] else None
         d_b = (low.T @ d_y).mul_(ctx.scale).T.contiguous() if ctx.needs_input_grad[4] else None
-        d_x = (d_y @ weight).addmm_(d_low, a) if ctx.needs_input_grad[0] else None
+        d_x = (d_y @ ctx.matrix()).addmm_(d_low, a) if ctx.needs_input_grad[0] else None
         return d_x, None, None, d_a, d_b, None
 
 
@@ -194,7 +198,7 @@ class LoraLinear(nn.Module):
         self.scale = settings.alpha / (math.sqrt(rank) if settings.rank_stabilised else rank)
         self.dropout = settings.dropout
         self.training_step_seed: int | None = None
-        weight = base.weight
+        weight = weight_of(base, site.transposed)
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         draw = torch.Generator().manual_seed(derive(seed, "lora", site.path))
         bound = 1 / math.sqrt(site.in_features)  # Kaiming uniform with a = sqrt(5), PEFT's default
@@ -204,12 +208,12 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
-        weight = weight_of(self.base, self.site.transposed)
         a, b = self.A.to(x.dtype), self.B.to(x.dtype)
         if self.dropout and self.training_step_seed is not None:
-            return F.linear(x, weight, self.base.bias) + self.scale * ((x * self._keep(x)) @ a.T @ b.T)
+            return self.base(x) + self.scale * ((x * self._keep(x)) @ a.T @ b.T)
         flat = x.reshape(-1, self.in_features)
-        y = _LoraFunction.apply(flat, weight, self.base.bias, a, b, self.scale)
+        matrix = partial(weight_of, self.base, self.site.transposed)
+        y = _LoraFunction.apply(flat, matrix, self.base.bias, a, b, self.scale)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _keep(self, x: torch.Tensor) -> torch.Tensor:
@@ -245,7 +249,7 @@ class AttachedLora:
     def parameters(self) -> dict[str, nn.Parameter]:
         """A and B of every site, named as PEFT names them."""
         return {
-            f"base_model.model.{path}.lora_{letter}.weight": getattr(module, letter)
+            _name(path, letter): getattr(module, letter)
             for path, module in self.modules.items()
             for letter in ("A", "B")
         }
@@ -281,28 +285,21 @@ class AttachedLora:
         }
         _peft.write(folder, config, self.saved(), self.settings.name, asdict(self.settings))
 
-    def fill(self, tensors: dict[str, torch.Tensor], source: Path) -> None:
-        """Takes A and B from tensors; every one must be there, of the right shape, and no other."""
-        own = self.parameters
-        if tensors.keys() != own.keys():
-            missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-            raise TechniqueError(
-                f"{source}: its tensors do not fit: {len(missing)} are missing (first: {missing[:1]}) and {len(extra)} "
-                f"are not understood (first: {extra[:1]}); nothing was loaded"
-            )
-        for name, parameter in own.items():
-            if tensors[name].shape != parameter.shape:
-                raise TechniqueError(
-                    f"{source}: {name} is {tuple(tensors[name].shape)}, this base needs {tuple(parameter.shape)}; "
-                    "was it trained on another base?"
-                )
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(tensors[name])
+    @torch.no_grad()
+    def fill(self, tensors: dict[str, torch.Tensor]) -> Self:
+        """Takes A and B from tensors that fit."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+        return self
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Adds s B A to every base weight and takes the LoRA out; it cannot be detached afterwards."""
+        """Adds s B A to every base weight and takes the LoRA out; it cannot be detached afterwards.
+
+        A base in 4 bits becomes an ordinary one with the weights that it computed with: rounded anew, the sum would
+        lose what was learned.
+        """
+        dequantize(self.anatomy.model)
         embedding = self.anatomy.model.get_input_embeddings().weight
         for path, module in self.modules.items():
             if module.base.weight is embedding:  # a tied head gets its own weight; the input embeddings stay
@@ -322,12 +319,38 @@ class AttachedLora:
     def _module_names(self) -> list[str]:
         """PEFT's target_modules: a bare name where it means exactly our sites, else full paths."""
         chosen = {site.path for site in self.sites}
-        linears = [path for path, m in self.anatomy.model.named_modules() if isinstance(m, nn.Linear | LoraLinear)]
+        kinds = nn.Linear | QuantizedLinear | LoraLinear
+        linears = [path for path, m in self.anatomy.model.named_modules() if isinstance(m, kinds)]
         linears += [s.path for s in self.anatomy.sites if s.transposed]
         names = {path.rpartition(".")[2] for path in chosen}
         if all(path in chosen for path in linears if path.rpartition(".")[2] in names and not path.endswith(".base")):
             return sorted(names)
         return sorted(chosen)
+
+
+def _name(path: str, letter: str) -> str:
+    """What PEFT calls a site's A or B."""
+    return f"base_model.model.{path}.lora_{letter}.weight"
+
+
+def _require_fit(
+    tensors: dict[str, torch.Tensor], sites: tuple[Site, ...], ranks: dict[str, int], source: Path
+) -> None:
+    """Every A and B must be there, of the right shape, and no other tensor."""
+    wanted = {_name(s.path, "A"): (ranks[s.path], s.in_features) for s in sites}
+    wanted |= {_name(s.path, "B"): (s.out_features, ranks[s.path]) for s in sites}
+    if tensors.keys() != wanted.keys():
+        missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+        raise TechniqueError(
+            f"{source}: its tensors do not fit: {len(missing)} are missing (first: {missing[:1]}) and {len(extra)} "
+            f"are not understood (first: {extra[:1]}); nothing was loaded"
+        )
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise TechniqueError(
+                f"{source}: {name} is {tuple(tensors[name].shape)}, this base needs {shape}; "
+                "was it trained on another base?"
+            )
 
 
 # PEFT settings that change what the tensors mean, with the values under which they mean what Lora computes.
