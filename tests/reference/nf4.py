@@ -49,7 +49,7 @@ def nearest(values: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 def in_steps(values: torch.Tensor) -> torch.Tensor:
     """Values of [-1, 1] on 65536 even steps. Not the paper's: bitsandbytes 0.50.2 on a CPU looks the 8 bits up in a
     table of that size, so that a value within 1.5e-5 of the middle between two numbers may go to the farther one."""
-    return ((values + 1) * 32767.5).round() / 32767.5 - 1
+    return ((values + 1) * 32767.5 + 0.5).floor() / 32767.5 - 1
 
 
 def in_blocks(values: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:

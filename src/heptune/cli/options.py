@@ -164,17 +164,27 @@ def _technique_option(name: str, users: list[tuple[str, Hyperparameter]]) -> ins
     types = {hyperparameter.type.removesuffix(" | None") for _, hyperparameter in users}
     kind = {"int": int, "float": float, "bool": bool}.get(types.pop(), str) if len(types) == 1 else str
     lists = all(hyperparameter.type.startswith("tuple") for _, hyperparameter in users)
-    defaults = [f"{technique}: {hyperparameter.default}" for technique, hyperparameter in users]
-    if len(users) == 1:
+    defaults = _said_once([(technique, hyperparameter.default) for technique, hyperparameter in users])
+    if len({hyperparameter.default for _, hyperparameter in users}) == 1:
         defaults = [users[0][1].default]
     option = typer.Option(
         _switch(name) if kind is bool else _option(name),
         metavar="NAME,NAME" if lists else None,
-        help=_plain("; ".join(f"{technique}: {hyperparameter.meaning}" for technique, hyperparameter in users)),
+        help=_plain(
+            "; ".join(_said_once([(technique, hyperparameter.meaning) for technique, hyperparameter in users]))
+        ),
         show_default=_plain("; ".join(defaults)),
         rich_help_panel=TECHNIQUE_PANEL,
     )
     return _parameter(name, kind | None, None, option)
+
+
+def _said_once(pairs: list[tuple[str, str]]) -> list[str]:
+    """[('lora', X), ('qlora', X)] -> ['lora, qlora: X']."""
+    names: dict[str, list[str]] = {}
+    for technique, text in pairs:
+        names.setdefault(text, []).append(technique)
+    return [f"{', '.join(those)}: {text}" for text, those in names.items()]
 
 
 def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:

@@ -61,6 +61,15 @@ def quantize(anatomy: Anatomy, listener: Listener = ignore) -> None:
     for done, path in enumerate(floating, 1):
         anatomy.model.set_submodule(path, QuantizedLinear(found.pop(path)))
         listener(Progress("storing the base in 4 bits", done, len(floating), "layers"))
+    if floating:
+        _let_go_of_the_file(anatomy.model)
+
+
+def _let_go_of_the_file(model: nn.Module) -> None:
+    """On a CPU the weights of a file lie in one mapping of it, which stays in memory while one tensor is left in it."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def dequantize(model: nn.Module) -> None:
@@ -89,13 +98,11 @@ class QuantizedLinear(nn.Module):
         self.shape, self.dtype = weight.shape, weight.dtype
         rows, columns = self.shape
         self.in_features, self.out_features = (rows, columns) if self.transposed else (columns, rows)
-        packed, state = _library().quantize_4bit(
-            # From float32 whatever the type: a base has the same 4 bits wherever it was loaded.
-            weight.float().reshape(_rows(weight.numel())),
-            blocksize=BLOCK,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
+        # From float32 whatever the type: a base has the same 4 bits wherever it was loaded. With its blocks as rows,
+        # the last one filled with zeros: bitsandbytes 0.50.2 on a CPU gives back wrong weights where a row is no
+        # multiple of a block (its dequantization starts a block at each row, its quantization does not).
+        blocks = F.pad(weight.float().flatten(), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
+        packed, state = _library().quantize_4bit(blocks, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
         self.register_buffer("packed", packed.flatten())
         self.register_buffer("maxima", state.absmax)
         self.register_buffer("maxima_scale", state.state2.absmax.view(torch.uint8))
@@ -132,7 +139,7 @@ class QuantizedLinear(nn.Module):
         )
         state = library.QuantState(
             absmax=self.maxima,
-            shape=_rows(self.shape.numel()),
+            shape=(len(self.maxima), BLOCK),
             code=codes[0],
             blocksize=BLOCK,
             quant_type="nf4",
@@ -140,7 +147,8 @@ class QuantizedLinear(nn.Module):
             offset=self.maxima_mean.view(torch.float32),
             state2=maxima,
         )
-        return library.dequantize_4bit(self.packed, state).reshape(self.shape).to(dtype)
+        flat = library.dequantize_4bit(self.packed, state).flatten()
+        return flat[: self.shape.numel()].view(self.shape).to(dtype)
 
     def extra_repr(self) -> str:
         """The sizes, as other linear layers print them."""
@@ -160,15 +168,6 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return grad_outputs[0] @ ctx.matrix(), None, None
-
-
-def _rows(elements: int) -> tuple[int, int]:
-    """The shape under which bitsandbytes sees a weight: its blocks as rows.
-
-    Blocks run over the ends of rows, but bitsandbytes 0.50.2 on a CPU starts one at each row when it dequantizes: in
-    the weight's own shape a matrix whose rows are no multiple of 64 comes back wrong. The bits are the same either way.
-    """
-    return (elements // BLOCK, BLOCK) if elements % BLOCK == 0 else (1, elements)
 
 
 @cache

@@ -56,12 +56,13 @@ class QLora(Lora):
     """QLoRA's hyperparameters: those of LoRA. The 4-bit format has none.
 
     Attributes:
-        rank: width of the bottleneck, 1 or more. With LoRA on every layer, the paper saw no difference from 8 to 256.
+        rank: width of the bottleneck, 1 or more. With a LoRA on every layer, the paper saw no difference from 8 to 256.
         alpha: numerator of the scale s. Twice the rank is the common choice (s = 2).
-        targets: roles of linear sites that get a LoRA: attention.q, ..., attention, mlp, linear (all but the head),
-            head. All linear layers but the head are stored in 4 bits, whatever is chosen here.
-        dropout: probability of dropping an input of A during training, 0 to below 1.
-        rank_stabilised: s = alpha / sqrt(rank) instead of alpha / rank; for ranks above 32.
+        targets: roles of linear sites that get a LoRA, as in lora. All linear layers but the head are stored in 4 bits,
+            whatever is chosen here.
+        dropout: probability of dropping an input of A during training, 0 to below 1. In a forest one mask is shared by
+            all who share a token.
+        rank_stabilised: s = alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023); for ranks above 32.
         learning_rate: peak learning rate. 2e-4 is the paper's for models of 7 and 13 billion parameters.
     """
 
