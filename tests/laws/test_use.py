@@ -27,8 +27,8 @@ def test_law_9_cached_generation_equals_the_full_forward(case: Case) -> None:
     assert torch.equal(generated[:, 9:], full[:, 8:-1].argmax(-1))
 
 
-# What the tiny, random, frozen models can be taught with: a prompt has to be longer there than the laws' other cases have
-# it, and each technique needs a rate of its own.
+# What the tiny, random, frozen models can be taught with: a prompt has to be longer than in the other laws' cases, and
+# each technique needs a rate of its own.
 LEARNING: dict[str, tuple[dict[str, Any], float]] = {
     "prompt": ({"virtual_tokens": 30}, 0.3),
     "p_tuning": ({"virtual_tokens": 30, "encoder": "mlp"}, 0.02),

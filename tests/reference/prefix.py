@@ -1,7 +1,7 @@
 """Prefix Tuning from its equation: attention(q, [K_prefix; K], [V_prefix; V]), the prefix from W2 tanh(W1 E + b1) + b2.
 
-Li & Liang 2021, sections 4.2 and 4.3. The plain model is handed the prefix as a cache of earlier positions, which is how
-the paper's own code does it.
+Li & Liang 2021, sections 4.2 and 4.3. The plain model is handed the prefix as a cache of earlier positions, as the
+paper's own code does it.
 """
 
 from __future__ import annotations

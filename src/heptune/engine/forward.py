@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from heptune.core.errors import BaseModelError
+from heptune.core.errors import BaseModelError, TechniqueError
 from heptune.core.events import Listener, Note, ignore
 from heptune.engine import forest as layout
 from heptune.engine.loss import cross_entropy
@@ -129,6 +129,19 @@ class Forward:
             alone = [_plain_loss(model, example, self.device) for example in self._placed(examples)]
         tolerance = SELF_TEST_TOLERANCE.get(next(model.parameters()).dtype, 3e-2)
         return bool(np.allclose(got, alone, rtol=tolerance, atol=tolerance))
+
+
+def require_positions(anatomy: Anatomy, examples: Sequence[Example]) -> None:
+    """Raises `TechniqueError` where the technique's own positions leave too few for the longest example."""
+    taken, limit = anatomy.placement.positions, anatomy.shape.max_positions
+    longest = max((len(example.tokens) for example in examples), default=0)
+    if limit is None or taken == 0 or taken + longest <= limit:
+        return
+    raise TechniqueError(
+        f"the technique takes {taken} positions and the longest example has {longest} tokens, but "
+        f"{anatomy.shape.architecture} has {limit} positions; use --virtual-tokens {max(1, limit - longest)} or "
+        f"--max-length {limit - taken}"
+    )
 
 
 def _no_mask(device: torch.device) -> torch.Tensor:

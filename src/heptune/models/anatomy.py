@@ -131,7 +131,7 @@ class Placement:
 
     @property
     def positions(self) -> int:
-        """Positions that are not free for an example's own tokens. A prefix may stand in for virtual tokens in front."""
+        """Positions that an example's own tokens cannot have. A prefix may stand in for virtual tokens in front."""
         return max(self.front + self.inner, self.prefix)
 
 

@@ -81,7 +81,7 @@ def _state(anatomy: Anatomy) -> AttentionState:
     state = install(anatomy.model) if can_shift else None
     if state is None:
         raise TechniqueError(
-            f"{name} does not go through transformers' attention interface or takes no positions, so nothing can be put "
-            "before its sequences; techniques on linear sites work there: lora, freeze, full"
+            f"{name} does not go through transformers' attention interface or takes no positions, so nothing can be "
+            "put before its sequences; what works on weights works there: lora, freeze, full"
         )
     return state

@@ -150,12 +150,12 @@ def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path, arc
 def read_config(folder: Path, peft_type: str, anatomy: Anatomy, width: int) -> dict[str, Any]:
     """PEFT's settings of a folder; `width` is the token_dim that this base needs."""
     needed = ("num_virtual_tokens", "token_dim")
-    understood = {"modules_to_save": (None, []), "num_transformer_submodules": (1, None)}
+    understood: dict[str, tuple[Any, ...]] = {"modules_to_save": (None, []), "num_transformer_submodules": (1, None)}
     config = _peft.read_config(folder, peft_type, needed, understood)
     if config["token_dim"] != width:
         raise TechniqueError(
-            f"{folder / _peft.CONFIG_FILE}: token_dim is {config['token_dim']}, {anatomy.shape.architecture} needs {width}; "
-            "was it trained on another base? Nothing was loaded"
+            f"{folder / _peft.CONFIG_FILE}: token_dim is {config['token_dim']}, {anatomy.shape.architecture} needs "
+            f"{width}; was it trained on another base? Nothing was loaded"
         )
     return config
 
@@ -169,8 +169,8 @@ def read_table(folder: Path, width: int, anatomy: Anatomy, positions: int) -> to
         raise TechniqueError(f"{path}: tensor {other} is missing or not understood; nothing was loaded")
     if tensors[TABLE].shape != (positions, width):
         raise TechniqueError(
-            f"{path}: {TABLE} is {tuple(tensors[TABLE].shape)}, {anatomy.shape.architecture} needs {(positions, width)}; "
-            "was it trained on another base? Nothing was loaded"
+            f"{path}: {TABLE} is {tuple(tensors[TABLE].shape)}, {anatomy.shape.architecture} needs "
+            f"{(positions, width)}; was it trained on another base? Nothing was loaded"
         )
     return tensors[TABLE]
 

@@ -131,7 +131,7 @@ class PTuning:
         return AttachedSoftPrompt(self, anatomy, network, lambda own: VirtualTokens(anatomy, front, inner, own.table))
 
     def cost(self, shape: ModelShape) -> Cost:
-        """Trained elements: the table and the encoder. P rows: those in front for a batch, the others for an example."""
+        """Trained elements: table and encoder. P rows: those in front once a batch, others in each example."""
         width, hidden = shape.embedding, self._hidden(shape)
         trainable = sum(self.places) * width
         if self.encoder == "mlp":
@@ -183,12 +183,12 @@ class PromptEncoder(nn.Module):
     def __init__(self, kind: str, positions: int, width: int, hidden: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(positions, width)
+        self.lstm_head: nn.LSTM | None = None
         if kind == "lstm":
             self.lstm_head = nn.LSTM(width, hidden, LSTM_LAYERS, bidirectional=True, batch_first=True)
             wide = 2 * hidden
             layers = [nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, width)]
         else:
-            self.lstm_head = None
             layers = [
                 nn.Linear(width, hidden),
                 nn.ReLU(),

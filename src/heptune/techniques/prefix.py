@@ -18,9 +18,9 @@ Advantages
     attention to P more keys and nothing else.
 
 Costs
-    kept elements: P * 2 * layers * K * D (K key/value heads of width D). Trained elements while training: those of the
-    network, E * P + (E + 1) * h + (h + 1) * 2 * layers * K * D with E = K * D and a hidden layer of h, which is many times
-    more. Every sequence loses P positions. No extra rows are computed.
+    kept elements: P * 2 * layers * K * D (K key/value heads of width D). Trained elements while training: those of
+    the network, w * P + (w + 1) * h + (h + 1) * 2 * layers * w with w = K * D and a hidden layer of h, which is many
+    times more. Every sequence loses P positions. No extra rows are computed.
 
 Use it when
     the output has to take a certain form (generation from tables, a style), examples are few (100 to some thousand),
