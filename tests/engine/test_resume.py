@@ -40,8 +40,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "dropout": 0.1},
     "freeze": {"layers": 1},
-    "prefix": {"virtual_tokens": 5, "hidden": 8},
-    "p_tuning": {"template": "{p:3} text {p:2}", "encoder_hidden": 6},
+    "prefix": {"virtual_tokens": 5, "encoder_hidden": 8},
+    "p_tuning": {"prompt_template": "{p:3} text {p:2}", "encoder_hidden": 6},
     "p_tuning_v2": {"virtual_tokens": 5, "init": "text", "init_text": "Answer with one word"},
 }
 

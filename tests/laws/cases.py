@@ -35,10 +35,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "lstm": {"virtual_tokens": 3, "encoder_hidden": 5},
         "mlp": {"virtual_tokens": 4, "encoder": "mlp"},
         "none": {"virtual_tokens": 2, "encoder": "none"},
-        "around": {"template": "{p:2} text {p:3}", "encoder_hidden": 4},
+        "around": {"prompt_template": "{p:2} text {p:3}", "encoder_hidden": 4},
     },
     "prefix": {
-        "random": {"virtual_tokens": 3, "init": "random", "hidden": 6},
+        "random": {"virtual_tokens": 3, "init": "random", "encoder_hidden": 6},
         "raw": {"virtual_tokens": 8, "init": "random", "reparameterised": False},
     },
     "p_tuning_v2": {"random": {"virtual_tokens": 3, "init": "random"}},

@@ -41,10 +41,10 @@ def test_a_prompt_is_computed_once_a_batch_and_a_prefix_not_at_all() -> None:
     plain = rows(None)
     assert rows(Prompt(7)) == plain + 7
     assert rows(PTuning(7)) == plain + 7
-    assert rows(Prefix(7, hidden=4)) == rows(PTuningV2(7)) == plain
+    assert rows(Prefix(7, encoder_hidden=4)) == rows(PTuningV2(7)) == plain
     # Behind the text each example has its own; examples with one lead share them.
     leads = {e.tokens[: e.lead] for e in BATCH}
-    assert rows(PTuning(template="{p:2} text {p:3}")) == plain + 2 + 3 * len(leads)
+    assert rows(PTuning(prompt_template="{p:2} text {p:3}")) == plain + 2 + 3 * len(leads)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", *WINDOWED])
@@ -60,7 +60,11 @@ def test_words_start_as_the_base_reads_them(family: str) -> None:
         found = record(anatomy, torch.tensor(words))
     layers = [t[0] for layer in cache.layers for t in (layer.keys, layer.values)]
     assert_near(found, torch.stack(layers), FLOAT32)
-    for technique in (Prefix(4, "text", "words", hidden=4), PTuningV2(4, "text", "words"), Prompt(4, "text", "words")):
+    for technique in (
+        Prefix(4, "text", "words", encoder_hidden=4),
+        PTuningV2(4, "text", "words"),
+        Prompt(4, "text", "words"),
+    ):
         fresh = dissect(tiny_model(family))
         technique.attach(fresh, 0, lambda text: words)
         with torch.no_grad():
@@ -98,7 +102,7 @@ def test_a_prompt_folded_by_peft_goes_on_from_its_vectors(name: str, tmp_path: P
 def test_a_network_of_another_training_is_refused(tmp_path: Path) -> None:
     folders = []
     for seed in (0, 1):
-        attached = Prefix(3, init="random", hidden=4).attach(dissect(tiny_model("llama")), seed)
+        attached = Prefix(3, init="random", encoder_hidden=4).attach(dissect(tiny_model("llama")), seed)
         folders.append(saved(attached, tmp_path / str(seed)))
     name = "prompt_network.safetensors"
     (folders[0] / name).write_bytes((folders[1] / name).read_bytes())
@@ -107,7 +111,7 @@ def test_a_network_of_another_training_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [Prefix(3, init="random", hidden=4), PTuningV2(3, init="random")], ids=["prefix", "v2"]
+    "source", [Prefix(3, init="random", encoder_hidden=4), PTuningV2(3, init="random")], ids=["prefix", "v2"]
 )
 @pytest.mark.parametrize("reparameterised", [False, True])
 def test_one_tasks_prompt_starts_from_anothers(
@@ -118,7 +122,7 @@ def test_one_tasks_prompt_starts_from_anothers(
     disturb(attached)
     folder = saved(attached, tmp_path / "artifact")
     fresh = dissect(tiny_model("llama"))
-    started = PTuningV2(3, start_from=str(folder), reparameterised=reparameterised, hidden=4).attach(fresh, 0)
+    started = PTuningV2(3, start_from=str(folder), reparameterised=reparameterised, encoder_hidden=4).attach(fresh, 0)
     assert_near(logits(fresh), logits(anatomy), FLOAT32)
     disturb(started)
     again = dissect(tiny_model("llama"))
@@ -129,7 +133,9 @@ def test_one_tasks_prompt_starts_from_anothers(
 
 
 @pytest.mark.parametrize(
-    "technique", [PTuning(template="{p:2} text {p:3}"), PTuning(5), Prompt(5), PTuningV2(5)], ids=lambda t: t.name
+    "technique",
+    [PTuning(prompt_template="{p:2} text {p:3}"), PTuning(5), Prompt(5), PTuningV2(5)],
+    ids=lambda t: t.name,
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_replies_see_the_prompt_where_training_put_it(technique: PTuning, family: str) -> None:
@@ -177,14 +183,19 @@ def test_settings_out_of_range_are_refused() -> None:
         for kind in (Prompt, Prefix, PTuningV2):
             with pytest.raises(TechniqueError, match="virtual_tokens|init"):
                 kind(**settings)  # type: ignore[arg-type]
-    with pytest.raises(TechniqueError, match="hidden is 0"):
-        Prefix(hidden=0)
-    for wrong in ({"encoder": "gru"}, {"virtual_tokens": -1}, {"template": "{p:2} words"}, {"template": "text"}):
+    with pytest.raises(TechniqueError, match="encoder_hidden is 0"):
+        Prefix(encoder_hidden=0)
+    for wrong in (
+        {"encoder": "gru"},
+        {"virtual_tokens": -1},
+        {"prompt_template": "{p:2} words"},
+        {"prompt_template": "text"},
+    ):
         with pytest.raises(TechniqueError, match="p_tuning"):
             PTuning(**wrong)  # type: ignore[arg-type]
     with pytest.raises(TechniqueError, match="must agree"):
-        PTuning(4, template="{p:2} text {p:3}")
-    assert PTuning(template="{p:2}{text}{p:3}").places == (2, 3) and PTuning().places == (20, 0)
+        PTuning(4, prompt_template="{p:2} text {p:3}")
+    assert PTuning(prompt_template="{p:2}{text}{p:3}").places == (2, 3) and PTuning().places == (20, 0)
 
 
 def test_a_chat_that_begins_with_the_assistant_keeps_its_places() -> None:
@@ -192,5 +203,5 @@ def test_a_chat_that_begins_with_the_assistant_keeps_its_places() -> None:
     template = ChatTemplate(tiny_tokenizer())
     talk = [Message("assistant", "Hello."), Message("user", "Hi."), Message("assistant", "What?"), Message("user", "x")]
     anatomy = dissect(tiny_model("llama"))
-    disturb(PTuning(template="{p:1} text {p:2}").attach(anatomy, 0))
+    disturb(PTuning(prompt_template="{p:1} text {p:2}").attach(anatomy, 0))
     assert isinstance(reply(anatomy, template, Chat().messages(talk), Sampling(max_tokens=2)), str)

@@ -47,7 +47,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
         ),
     ),
     "prefix": (
-        Prefix(P, init="random", hidden=6),
+        Prefix(P, init="random", encoder_hidden=6),
         peft.PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=P, prefix_projection=True, encoder_hidden_size=6
         ),

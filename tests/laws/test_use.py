@@ -32,7 +32,7 @@ def test_law_9_cached_generation_equals_the_full_forward(case: Case) -> None:
 LEARNING: dict[str, tuple[dict[str, Any], float]] = {
     "prompt": ({"virtual_tokens": 30}, 0.3),
     "p_tuning": ({"virtual_tokens": 30, "encoder": "mlp"}, 0.02),
-    "prefix": ({"virtual_tokens": 30, "hidden": 32}, 0.02),
+    "prefix": ({"virtual_tokens": 30, "encoder_hidden": 32}, 0.02),
     "p_tuning_v2": ({"virtual_tokens": 30}, 0.1),
 }
 

@@ -17,7 +17,7 @@ from reference.prompt import put_vectors
 
 def apply(model: nn.Module, technique: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-    numbers = [int(n) for n in re.findall(r"\d+", technique.template)]
+    numbers = [int(n) for n in re.findall(r"\d+", technique.prompt_template)]
     put_vectors(model, lambda: _vectors(leaves), front=numbers[0] if numbers else _vectors(leaves).shape[0])
     return leaves
 

@@ -36,7 +36,7 @@ Paper
 
 Differs from the paper
     The answer is generated and scored as text, instead of a single word at a mask. The default places all pseudo
-    tokens in front, as PEFT does; `template` brings the paper's.
+    tokens in front, as PEFT does; `prompt_template` brings the paper's.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ class PTuning:
     """P-Tuning's hyperparameters.
 
     Attributes:
-        virtual_tokens: P, the pseudo tokens, 1 or more; a template says it too. 20 where neither is given.
-        template: where they stand: "{p:12} text {p:8}" puts 12 before the text and 8 between it and the answer. All
-            stand in front where it is empty.
+        virtual_tokens: P, the positions that the prompt takes.
+        prompt_template: where they stand: "{p:12} text {p:8}" puts 12 before the text and 8 between it and the answer.
+            All are in front where it is empty.
         encoder: what gives their vectors: lstm (bidirectional, two layers, then a network; the paper's), mlp (a
             network of three layers), or none (they are trained themselves).
-        encoder_hidden: width of the encoder's hidden layers; half the base's width for lstm and the base's width for
-            mlp where it is 0.
+        encoder_hidden: width of the encoder's hidden layers; 0: half the base's width for lstm, the base's width for
+            mlp.
         learning_rate: peak learning rate.
     """
 
-    virtual_tokens: int = 0
-    template: str = ""
+    virtual_tokens: int | None = None
+    prompt_template: str = ""
     encoder: str = "lstm"
     encoder_hidden: int = 0
     learning_rate: float = 1e-3
@@ -87,27 +87,27 @@ class PTuning:
     capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "virtual_tokens"})
 
     def __post_init__(self) -> None:
-        if self.virtual_tokens < 0 or self.encoder_hidden < 0:
-            raise TechniqueError("p_tuning: virtual_tokens and encoder_hidden must not be negative")
+        if self.encoder_hidden < 0:
+            raise TechniqueError(f"p_tuning: encoder_hidden is {self.encoder_hidden}; it must not be negative")
         if self.encoder not in ENCODERS:
             raise TechniqueError(f"p_tuning: encoder is {self.encoder!r}; known: {', '.join(ENCODERS)}")
         front, inner = self.places
-        if front + inner < 1 or (self.template and self.virtual_tokens not in (0, front + inner)):
+        if front + inner < 1 or self.virtual_tokens not in (None, front + inner):
             raise TechniqueError(
-                f"p_tuning: the template {self.template!r} has {front + inner} pseudo tokens and virtual_tokens is "
-                f"{self.virtual_tokens}; at least one is needed, and where both are given they must agree"
+                f"p_tuning: prompt_template {self.prompt_template!r} places {front + inner} pseudo tokens and "
+                f"virtual_tokens is {self.virtual_tokens}; at least one is needed, and the two must agree"
             )
 
     @property
     def places(self) -> tuple[int, int]:
         """Pseudo tokens before the text, and between the text and the answer."""
-        if not self.template:
-            return self.virtual_tokens or 20, 0
-        found = _TEMPLATE.fullmatch(self.template)
+        if not self.prompt_template:
+            return (20 if self.virtual_tokens is None else self.virtual_tokens), 0
+        found = _TEMPLATE.fullmatch(self.prompt_template)
         if found is None:
             raise TechniqueError(
-                f"p_tuning: the template {self.template!r} is not understood; it is text with pseudo tokens before it, "
-                "behind it or both: '{p:12} text {p:8}'"
+                f"p_tuning: prompt_template {self.prompt_template!r} is not understood; it is the text with pseudo "
+                "tokens before it, behind it or both: '{p:12} text {p:8}'"
             )
         return int(found[1] or 0), int(found[2] or 0)
 

@@ -54,16 +54,13 @@ class PTuningV2:
     """P-Tuning v2's hyperparameters.
 
     Attributes:
-        virtual_tokens: P, the positions before every sequence, 1 or more. The paper finds short prompts (below 20) best
-            for simple classification and about 100 for tagging.
-        init: what keys and values start as: words (those that common words have in this base), text (those of
-            `init_text`'s words), or random.
-        init_text: the text whose words they start as, repeated or cut to P tokens.
+        virtual_tokens: P, the positions that the prompt takes.
+        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init_text: the text whose words the prompt starts as, repeated or cut to its length.
         start_from: the artifact of another prefix or P-Tuning v2 run whose prompt this one starts from, in place of
             `init`.
-        reparameterised: through Prefix Tuning's network; the paper finds that it helps on some tasks and hurts on
-            others.
-        hidden: the network's hidden layer, where there is one.
+        reparameterised: whether keys and values come from the network, or are trained themselves.
+        encoder_hidden: width of the network's hidden layer.
         learning_rate: peak learning rate.
     """
 
@@ -72,7 +69,7 @@ class PTuningV2:
     init_text: str = ""
     start_from: str = ""
     reparameterised: bool = False
-    hidden: int = 512
+    encoder_hidden: int = 512
     learning_rate: float = 1e-2
 
     name: ClassVar[str] = "p_tuning_v2"

@@ -63,13 +63,11 @@ class Prefix:
     """Prefix Tuning's hyperparameters.
 
     Attributes:
-        virtual_tokens: P, the positions before every sequence, 1 or more. Li & Liang take 10 (tables to text) to 200
-            (summaries).
-        init: what keys and values start as: words (those that common words have in this base), text (those of
-            `init_text`'s words), or random (whatever the network gives).
-        init_text: the text whose words they start as, repeated or cut to P tokens.
-        reparameterised: through the network, as in the paper; off: the keys and values are trained themselves.
-        hidden: h, the network's hidden layer. 512 as in the paper for tables to text (800 for summaries).
+        virtual_tokens: P, the positions that the prompt takes.
+        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init_text: the text whose words the prompt starts as, repeated or cut to its length.
+        reparameterised: whether keys and values come from the network, or are trained themselves.
+        encoder_hidden: width of the network's hidden layer.
         learning_rate: peak learning rate.
     """
 
@@ -77,7 +75,7 @@ class Prefix:
     init: str = "words"
     init_text: str = ""
     reparameterised: bool = True
-    hidden: int = 512
+    encoder_hidden: int = 512
     learning_rate: float = 1e-3
 
     name: ClassVar[str] = "prefix"
@@ -133,8 +131,8 @@ class Reparameterisation(nn.Module):
 def check(settings: Any) -> None:
     """Refuses settings out of range."""
     _soft_prompt.check(settings.name, settings.virtual_tokens, settings.init, settings.init_text)
-    if settings.hidden < 1:
-        raise TechniqueError(f"{settings.name}: hidden is {settings.hidden}; it must be at least 1")
+    if settings.encoder_hidden < 1:
+        raise TechniqueError(f"{settings.name}: encoder_hidden is {settings.encoder_hidden}; it must be at least 1")
 
 
 def attach_prefix(settings: Any, anatomy: Anatomy, seed: int, encode: Encode | None) -> AttachedSoftPrompt:
@@ -176,7 +174,7 @@ def prefix_cost(settings: Any, shape: ModelShape) -> Cost:
     out, inner = _width(shape), shape.kv_heads * shape.head_width
     trainable = settings.virtual_tokens * out
     if settings.reparameterised:
-        network = (inner + 1) * settings.hidden + (settings.hidden + 1) * out
+        network = (inner + 1) * settings.encoder_hidden + (settings.encoder_hidden + 1) * out
         trainable = settings.virtual_tokens * inner + network
     return Cost(trainable, 2 * trainable)
 
@@ -188,7 +186,7 @@ def prefix_config(settings: Any, shape: ModelShape) -> dict[str, Any]:
         "num_virtual_tokens": settings.virtual_tokens,
         "token_dim": shape.kv_heads * shape.head_width,
         "num_attention_heads": shape.kv_heads,
-        "encoder_hidden_size": settings.hidden if settings.reparameterised else None,
+        "encoder_hidden_size": settings.encoder_hidden if settings.reparameterised else None,
         "prefix_projection": settings.reparameterised,
     }
 
@@ -204,7 +202,7 @@ def _network(settings: Any, shape: ModelShape, start: torch.Tensor | None, seed:
         return Table(_soft_prompt.normal((positions, out), 1.0, seed, settings.name) if start is None else start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, settings.name, "network"))
-        return Reparameterisation(positions, shape.kv_heads * shape.head_width, settings.hidden, out, start)
+        return Reparameterisation(positions, shape.kv_heads * shape.head_width, settings.encoder_hidden, out, start)
 
 
 def _attach(settings: Any, anatomy: Anatomy, network: nn.Module) -> AttachedSoftPrompt:

@@ -53,10 +53,9 @@ class Prompt:
     """Prompt Tuning's hyperparameters.
 
     Attributes:
-        virtual_tokens: P, the vectors before the input, 1 or more. Lester et al. find little gain above 20.
-        init: what the vectors start as: words (embeddings of common words, drawn at random), text (of `init_text`'s
-            words), or random (as large as a word's).
-        init_text: the text whose words the vectors start as, repeated or cut to P tokens.
+        virtual_tokens: P, the positions that the prompt takes.
+        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init_text: the text whose words the prompt starts as, repeated or cut to its length.
         learning_rate: peak learning rate.
     """
 
