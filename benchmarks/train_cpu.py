@@ -1,11 +1,12 @@
-"""How fast does LoRA train on a CPU: transformers' Trainer with PEFT, TRL's SFTTrainer, and Heptune.
+"""How fast do LoRA and soft prompts train on a CPU: transformers' Trainer with PEFT, TRL's SFTTrainer, and Heptune.
 
     python benchmarks/train_cpu.py --base FOLDER_OR_ID --threads 2 --out docs/results/train_cpu.json
 
 Every measurement is one process (contenders in one process disturb each other's heap), the contenders take turns
 inside a round, and each round starts with another one. Reported are real (non-padding) tokens per second, the ratio
-to the padded Trainer of the same round with its spread over the rounds, the resident peak above the loaded model, and
-the losses side by side. `--contender NAME` measures one contender in this process and prints one line of JSON.
+to the padded Trainer with the same technique in the same round and its spread over the rounds, the resident peak above
+the loaded model, and the losses side by side. `--contender NAME` measures one contender in this process and prints one
+line of JSON.
 """
 
 from __future__ import annotations
@@ -23,10 +24,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contenders import ALPHA, CONTENDERS, LEARNING_RATE, RANK, contender
+from contenders import (
+    ALPHA,
+    BY_DEFAULT,
+    CONTENDERS,
+    LEARNING_RATE,
+    PREFIX_TOKENS,
+    PROMPT_TOKENS,
+    RANK,
+    SOFT_LEARNING_RATE,
+    contender,
+)
 from workloads import WORKLOADS
-
-BASELINE = "trainer"
 
 
 def main() -> int:
@@ -44,6 +53,9 @@ def main() -> int:
             "rank": RANK,
             "alpha": ALPHA,
             "learning_rate": LEARNING_RATE,
+            "prompt_tokens": PROMPT_TOKENS,
+            "prefix_tokens": PREFIX_TOKENS,
+            "soft_learning_rate": SOFT_LEARNING_RATE,
             "rounds": arguments.rounds,
             "steps": arguments.steps,
             "warmup": arguments.warmup,
@@ -77,8 +89,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def one_round(arguments: argparse.Namespace, number: int) -> list[dict[str, Any]]:
     """Every contender once on every workload, each in a process of its own; round k starts with contender k."""
-    shift = number % len(arguments.contenders)
-    order = arguments.contenders[shift:] + arguments.contenders[:shift]
     threads = str(arguments.threads)
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
@@ -88,7 +98,9 @@ def one_round(arguments: argparse.Namespace, number: int) -> list[dict[str, Any]
     }
     runs = []
     for workload in arguments.workload:
-        for name in order:
+        chosen = arguments.contenders or BY_DEFAULT[workload]
+        shift = number % len(chosen)
+        for name in (*chosen[shift:], *chosen[:shift]):
             options = {
                 "--contender": name,
                 "--workload": workload,
@@ -115,7 +127,7 @@ def summary(runs: list[dict[str, Any]], workload: str) -> dict[str, dict[str, An
     good = [run for run in runs if run["workload"] == workload and "error" not in run]
     speed = {(run["contender"], run["round"]): run["tokens_per_second"] for run in good}
     rounds = sorted({run["round"] for run in good})
-    reference = next((run["losses"] for run in good if run["contender"] == BASELINE), None)
+    losses = {run["contender"]: run["losses"] for run in reversed(good)}
 
     def best_trl(number: int) -> float | None:
         return max((speed[n, number] for n in ("trl", "trl-packed") if (n, number) in speed), default=None)
@@ -123,10 +135,14 @@ def summary(runs: list[dict[str, Any]], workload: str) -> dict[str, dict[str, An
     found = {}
     for name in dict.fromkeys(run["contender"] for run in good):
         own = [run for run in good if run["contender"] == name]
+        baseline = CONTENDERS[name].baseline
+        reference = losses.get(baseline)
+        of_lora = baseline == CONTENDERS["trl"].baseline
         found[name] = {
+            "baseline": baseline,
             "tokens_per_second": statistics.median(run["tokens_per_second"] for run in own),
-            "ratio_to_trainer": _spread([_ratio(speed.get((name, r)), speed.get((BASELINE, r))) for r in rounds]),
-            "ratio_to_best_trl": _spread([_ratio(speed.get((name, r)), best_trl(r)) for r in rounds]),
+            "ratio_to_trainer": _spread([_ratio(speed.get((name, r)), speed.get((baseline, r))) for r in rounds]),
+            "ratio_to_best_trl": _spread([_ratio(speed.get((name, r)), best_trl(r)) for r in rounds if of_lora]),
             "peak_memory_mib": statistics.median(run["peak_memory_bytes"] for run in own) / 2**20,
             "tokens": sum(own[0]["tokens"]),
             "supervised": sum(own[0]["supervised"]),
@@ -208,7 +224,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--base", required=True, help="a causal language model with its tokenizer: a folder, or a hub id")
     add("--workload", type=names(WORKLOADS), default=list(WORKLOADS), help="comma-separated; default: all")
-    add("--contenders", type=names(CONTENDERS), default=list(CONTENDERS), help="comma-separated; default: all")
+    add("--contenders", type=names(CONTENDERS), help="comma-separated; default: LoRA's, on short the soft prompts'")
     add("--rounds", type=int, default=3, help="how often each contender runs; default: 3")
     add("--steps", type=int, default=6, help="timed optimizer steps; default: 6")
     add("--warmup", type=int, default=2, help="untimed optimizer steps before them; default: 2")

@@ -90,4 +90,14 @@ def shared(batch_size: int = 32) -> Workload:
     return Workload("shared", batch_size, tuple(pool))
 
 
-WORKLOADS = {"varied": varied, "shared": shared}
+def short(batch_size: int = 32) -> Workload:
+    """Short classification without an instruction, as soft prompts are used: 20 to 60 tokens, 2 or 3 supervised."""
+    random = np.random.Generator(np.random.Philox(SEED + 2))
+    pool = []
+    for _ in range(POOL_BATCHES * batch_size):
+        length = int(np.clip(np.rint(random.normal(38, 10)), 20, 60))
+        pool.append(Sequence(_ids(random, length), _tail(length, int(random.integers(2, 4)))))
+    return Workload("short", batch_size, tuple(pool))
+
+
+WORKLOADS = {"varied": varied, "shared": shared, "short": short}

@@ -203,6 +203,54 @@ def _interval(value: dict[str, float]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
+def techniques_table(name: str) -> str:
+    """All techniques on a data set under one budget, and the rates tried: from docs/results/techniques_NAME.json."""
+    report = _report(f"techniques_{name}")
+    results = report.get("techniques", {})
+    good = {technique: found for technique, found in results.items() if "error" not in found}
+    if not good:
+        return "Not measured yet.\n"
+    ranked = sorted(good, key=lambda technique: -good[technique]["metrics"]["accuracy"]["value"])
+    metrics = list(good[ranked[0]]["metrics"])
+    base_bytes = report["base_resident_bytes"]
+    rows = [
+        (
+            f"`{technique}`",
+            *(_interval(good[technique]["metrics"][m]) for m in metrics),
+            format_count(good[technique]["trainable"]),
+            format_seconds(good[technique]["training_s"]),
+            f"{good[technique]['tokens_per_second']:.0f}",
+            format_bytes(good[technique]["peak_memory_bytes"] - base_bytes),
+            format_bytes(good[technique]["artifact_bytes"]),
+        )
+        for technique in ranked
+    ]
+    rows += [(row, *(_interval(values[m]) for m in metrics), *[""] * 5) for row, values in report["baselines"].items()]
+    headers = ("trainable", "training", "real tokens/s", "memory above the base", "artifact")
+    one, settings = good[ranked[0]], report["settings"]
+    threads = sorted({found["threads"] for found in good.values()})
+    return (
+        table((f"{report['test_examples']} test examples", *metrics, *headers), rows)
+        + f"\n{one['steps']} steps of {settings['batch_size']} examples for each technique: {one['tokens']} tokens, "
+        f"{one['supervised_tokens']} of them supervised. {', '.join(map(str, threads))} threads. The process takes "
+        f"{format_bytes(base_bytes)} with nothing but the base loaded.\n"
+        + f"\nLearning rates tried, {settings['search_steps']} steps each, with the loss of "
+        f"{settings['validation_limit']} validation examples; the chosen one is bold:\n\n"
+        + table(("technique", "rate: loss"), [(f"`{t}`", _search(good[t])) for t in ranked])
+        + "".join(f"\n`{t}` failed: {results[t]['error']}\n" for t in results if t not in good)
+    )
+
+
+def _search(found: dict[str, Any]) -> str:
+    """Every rate that was tried, from the lowest; where the best is the last of its side, that is said."""
+    texts = []
+    for trial in sorted(found["search"], key=lambda trial: trial["learning_rate"]):
+        loss = f"{trial['loss']:.3f}" if "loss" in trial else "failed"
+        text = f"{trial['learning_rate']:g}: {loss}"
+        texts.append(f"**{text}**" if trial["learning_rate"] == found["learning_rate"] else text)
+    return ", ".join(texts) + (" (at the edge of what was tried)" if found["at_the_edge"] else "")
+
+
 def speed(workload: str) -> str:
     """Training speed beside the peers', from docs/results/train_cpu_WORKLOAD.json."""
     report = _report(f"train_cpu_{workload}")
@@ -246,6 +294,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "turn roles": turn_roles,
     "events": event_list,
     "quality": quality,
+    "techniques table": techniques_table,
     "speed": speed,
 }
 

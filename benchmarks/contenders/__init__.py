@@ -1,8 +1,9 @@
 """The contenders of the training benchmark, one file each, and what all of them must have in common.
 
 A contender is a function `run(workload, base, steps, warmup, threads) -> Measurement`. It loads the base with
-`load_base`, starts a `PeakMemory`, attaches LoRA with the settings and the initial weights below, takes `warmup`
-optimizer steps and then `steps` more, and reports all of them. Nothing else may differ but the contender itself.
+`load_base`, starts a `PeakMemory`, attaches its technique with the settings and the initial weights below, takes
+`warmup` optimizer steps and then `steps` more, and reports all of them. Contenders with one baseline use one technique;
+nothing else may differ between them but the contender itself.
 """
 
 from __future__ import annotations
@@ -21,11 +22,18 @@ import numpy as np
 if TYPE_CHECKING:
     from workloads import Workload
 
-# LoRA on every linear layer of the blocks (not the head), AdamW with torch's betas and epsilon, no weight decay, no
-# clipping, no dropout, constant learning rate.
+# AdamW with torch's betas and epsilon, no weight decay, no clipping, no dropout, constant learning rate.
+# LoRA on every linear layer of the blocks (not the head):
 RANK = 16
 ALPHA = 32
 LEARNING_RATE = 2e-4
+# Soft prompts: 100 tokens before the text (Lester et al. 2021, section 3), or 30 keys and values in every layer, raw.
+PROMPT_TOKENS = 100
+PREFIX_TOKENS = 30
+# Large enough that a few steps move the losses: a wrong gradient would show in them.
+SOFT_LEARNING_RATE = 1e-2
+# The standard deviation of SmolLM2-135M's input embeddings (measured: 0.1356).
+SOFT_SCALE = 0.136
 
 
 @dataclass(frozen=True)
@@ -59,19 +67,41 @@ class Contender(Protocol):
     def __call__(self, workload: Workload, base: str, steps: int, warmup: int, threads: int) -> Measurement: ...
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Where a contender's function stands ('module:function'), and the contender that its ratios and its loss
+    differences refer to: transformers' Trainer with the same technique.
+    """
+
+    function: str
+    baseline: str
+
+
 CONTENDERS = {
-    "trainer": "contenders.trainer_peft:run",
-    "trainer-grouped": "contenders.trainer_peft:run_grouped",
-    "trl": "contenders.trl_sft:run",
-    "trl-packed": "contenders.trl_sft:run_packed",
-    "heptune": "contenders.heptune_lora:run",
+    "trainer": Entry("trainer_peft:run", baseline="trainer"),
+    "trainer-grouped": Entry("trainer_peft:run_grouped", baseline="trainer"),
+    "trl": Entry("trl_sft:run", baseline="trainer"),
+    "trl-packed": Entry("trl_sft:run_packed", baseline="trainer"),
+    "heptune": Entry("heptune_engine:run_lora", baseline="trainer"),
+    "trainer-prompt": Entry("trainer_peft:run_prompt", baseline="trainer-prompt"),
+    "heptune-prompt": Entry("heptune_engine:run_prompt", baseline="trainer-prompt"),
+    "trainer-prefix": Entry("trainer_peft:run_prefix", baseline="trainer-prefix"),
+    "heptune-prefix": Entry("heptune_engine:run_prefix", baseline="trainer-prefix"),
+}
+
+# Who runs on which workload when nobody says.
+_LORA = tuple(name for name, entry in CONTENDERS.items() if entry.baseline == "trainer")
+BY_DEFAULT = {
+    "varied": _LORA,
+    "shared": _LORA,
+    "short": tuple(name for name in CONTENDERS if name not in _LORA),
 }
 
 
 def contender(name: str) -> Contender:
     """The function behind a name of `CONTENDERS`, imported now."""
-    module, function = CONTENDERS[name].split(":")
-    found: Contender = getattr(import_module(module), function)
+    module, function = CONTENDERS[name].function.split(":")
+    found: Contender = getattr(import_module(f"contenders.{module}"), function)
     return found
 
 
@@ -102,6 +132,14 @@ def initial_lora_a(site: str, inputs: int) -> np.ndarray:
     seed = int.from_bytes(hashlib.blake2b(site.encode(), digest_size=8).digest(), "big")
     bound = inputs**-0.5
     return np.random.Generator(np.random.Philox(seed)).uniform(-bound, bound, (RANK, inputs)).astype(np.float32)
+
+
+def initial_soft_prompt(tokens: int, width: int) -> np.ndarray:
+    """A soft prompt [P, width] in PEFT's layout (width: hidden, or 2 * layers * kv_heads * head_dim), normal with
+    `SOFT_SCALE`, seeded.
+    """
+    random = np.random.Generator(np.random.Philox([tokens, width]))
+    return random.normal(0, SOFT_SCALE, (tokens, width)).astype(np.float32)
 
 
 class PeakMemory:

@@ -1,24 +1,50 @@
-"""transformers' Trainer with PEFT: batches padded to their longest sequence, the way most people train LoRA."""
+"""transformers' Trainer with PEFT: batches padded to their longest sequence, the way most people tune."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from workloads import Sequence, Workload
 
-from contenders import ALPHA, LEARNING_RATE, RANK, Measurement, PeakMemory, initial_lora_a, load_base, versions
+from contenders import (
+    ALPHA,
+    LEARNING_RATE,
+    PREFIX_TOKENS,
+    PROMPT_TOKENS,
+    RANK,
+    SOFT_LEARNING_RATE,
+    Measurement,
+    PeakMemory,
+    initial_lora_a,
+    initial_soft_prompt,
+    load_base,
+    versions,
+)
 
 
 def run(workload: Workload, base: str, steps: int, warmup: int, threads: int) -> Measurement:
-    """The workload's batches in their own order."""
+    """LoRA; the workload's batches in their own order."""
     return _run(workload.first(warmup + steps), workload.batch_size, base, warmup, threads, same_order=True)
+
+
+def run_prompt(workload: Workload, base: str, steps: int, warmup: int, threads: int) -> Measurement:
+    """Prompt tuning; the workload's batches in their own order. PEFT puts the prompt before every row."""
+    config = PromptTuningConfig(num_virtual_tokens=PROMPT_TOKENS, task_type="CAUSAL_LM")
+    return _run_soft(config, workload, base, steps, warmup, threads)
+
+
+def run_prefix(workload: Workload, base: str, steps: int, warmup: int, threads: int) -> Measurement:
+    """Prefix tuning without projection; the workload's batches in their own order."""
+    config = PrefixTuningConfig(num_virtual_tokens=PREFIX_TOKENS, prefix_projection=False, task_type="CAUSAL_LM")
+    return _run_soft(config, workload, base, steps, warmup, threads)
 
 
 def run_grouped(workload: Workload, base: str, steps: int, warmup: int, threads: int) -> Measurement:
@@ -53,6 +79,15 @@ def attach_lora(model: Any) -> PeftModel:
                 weight = module.lora_A["default"].weight
                 weight.copy_(torch.from_numpy(initial_lora_a(path, weight.shape[1])))
                 assert not module.lora_B["default"].weight.any()
+    return tuned
+
+
+def attach_soft_prompt(model: Any, config: PeftConfig) -> PeftModel:
+    """A soft prompt of PEFT with the common initial weights."""
+    tuned = get_peft_model(model, config)
+    weight = tuned.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(initial_soft_prompt(*weight.shape)))
     return tuned
 
 
@@ -109,13 +144,13 @@ class Recorder(TrainerCallback):
         )
 
 
-def common_arguments(output: str, batch_size: int, steps: int) -> dict[str, Any]:
+def common_arguments(output: str, batch_size: int, steps: int, learning_rate: float = LEARNING_RATE) -> dict[str, Any]:
     """The training arguments that both Trainer and TRL are given."""
     return {
         "output_dir": output,
         "per_device_train_batch_size": batch_size,
         "max_steps": steps,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": learning_rate,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
         "max_grad_norm": 0.0,  # 0 switches clipping off
@@ -130,18 +165,38 @@ def common_arguments(output: str, batch_size: int, steps: int) -> dict[str, Any]
     }
 
 
+def _run_soft(config: PeftConfig, workload: Workload, base: str, steps: int, warmup: int, threads: int) -> Measurement:
+    return _run(
+        workload.first(warmup + steps),
+        workload.batch_size,
+        base,
+        warmup,
+        threads,
+        same_order=True,
+        attach=lambda model: attach_soft_prompt(model, config),
+        learning_rate=SOFT_LEARNING_RATE,
+    )
+
+
 def _run(
-    sequences: list[Sequence], batch_size: int, base: str, warmup: int, threads: int, same_order: bool
+    sequences: list[Sequence],
+    batch_size: int,
+    base: str,
+    warmup: int,
+    threads: int,
+    same_order: bool,
+    attach: Callable[[Any], PeftModel] = attach_lora,
+    learning_rate: float = LEARNING_RATE,
 ) -> Measurement:
     rows = [{"input_ids": torch.from_numpy(s.tokens), "labels": torch.from_numpy(s.labels)} for s in sequences]
     model = load_base(base, threads)
     memory = PeakMemory()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            **common_arguments(folder, batch_size, len(sequences) // batch_size),
+            **common_arguments(folder, batch_size, len(sequences) // batch_size, learning_rate),
             train_sampling_strategy="sequential",
         )
-        trainer = Trainer(attach_lora(model), arguments, data_collator=_pad, train_dataset=rows)
+        trainer = Trainer(attach(model), arguments, data_collator=_pad, train_dataset=rows)
         recorder = Recorder()
         recorder.watch(trainer)
         trainer.train()

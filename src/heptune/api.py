@@ -25,7 +25,7 @@ from heptune.data.readers import read
 from heptune.data.record import Message, Record
 from heptune.data.splits import sample
 from heptune.engine.artifact import keep
-from heptune.engine.forward import Forward
+from heptune.engine.forward import Forward, require_positions
 from heptune.engine.loop import Training, Validation, batches_of, steps_in_time
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
@@ -165,6 +165,7 @@ def _train(
         _quantize(anatomy, technique, settings, listener)
         forward = Forward(anatomy, settings.recompute, tell)
         attached = technique.attach(anatomy, settings.seed, template.encode)
+        require_positions(anatomy, examples)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
         judge = _judge(task, scorer, parts.validation, settings, listener)
         steps = run.manifest.get("steps")
@@ -284,7 +285,7 @@ def _evaluate_chat(
     sampling = Sampling(max_tokens=96)
 
     def answer(messages: list[Message]) -> str:
-        return reply(anatomy.model, scorer.template, messages, sampling)
+        return reply(anatomy, scorer.template, messages, sampling)
 
     before = chat_scores(scorer, scored, "scoring the untouched base", listener)
     base_replies = [answer(question) for question, _ in questions]
@@ -300,9 +301,14 @@ class Tuned:
 
     run: Run
     task: Classify | Chat
-    model: transformers.PreTrainedModel
+    anatomy: Anatomy
     template: ChatTemplate
     scorer: Scorer
+
+    @property
+    def model(self) -> transformers.PreTrainedModel:
+        """The base with the technique inside."""
+        return self.anatomy.model
 
     def classify(self, text: str) -> dict[str, float]:
         """The probability of each label, likeliest first. Raises `RunError` when the run learned another task."""
@@ -321,7 +327,7 @@ class Tuned:
     ) -> str:
         """The reply to a conversation; `on_text` receives it as it grows."""
         asked = self.task.messages(messages) if isinstance(self.task, Chat) else list(messages)
-        return reply(self.model, self.template, asked, sampling or Sampling(), on_text)
+        return reply(self.anatomy, self.template, asked, sampling or Sampling(), on_text)
 
 
 def open_run(folder: str | Path, *, listener: Listener = ignore) -> Tuned:
@@ -339,7 +345,7 @@ def open_run(folder: str | Path, *, listener: Listener = ignore) -> Tuned:
     technique.restore(anatomy, artifact)
     template = ChatTemplate(base.tokenizer, manifest["template"])
     scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
-    return Tuned(run, tasks.from_json(manifest["task"]), base.model, template, scorer)
+    return Tuned(run, tasks.from_json(manifest["task"]), anatomy, template, scorer)
 
 
 def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> transformers.PreTrainedModel:

@@ -50,6 +50,68 @@ def test_a_stale_part_would_be_seen() -> None:
     assert "old" not in filled and "`--rank`" in filled and filled.startswith("a\n") and filled.endswith("\nb\n")
 
 
+def measured_technique(accuracy: float, rates: dict[float, float | None], chosen: float) -> dict[str, Any]:
+    interval = {"value": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05, "level": 0.95}
+    search = [
+        {"learning_rate": rate, "error": "not finite"} if loss is None else {"learning_rate": rate, "loss": loss}
+        for rate, loss in rates.items()
+    ]
+    return {
+        "learning_rate": chosen,
+        "at_the_edge": chosen in (min(rates), max(rates)),
+        "search": search,
+        "metrics": {"accuracy": interval, "macro-F1": interval},
+        "trainable": 4_884_480,
+        "training_s": 125.0,
+        "tokens_per_second": 512.4,
+        "peak_memory_bytes": 3 * 2**30,
+        "artifact_bytes": 2**20,
+        "steps": 75,
+        "tokens": 64_000,
+        "supervised_tokens": 2_400,
+        "threads": 2,
+    }
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, Path]:
+    module = generator()
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+    return module, tmp_path / "results" / "techniques_sst2.json"
+
+
+def test_the_techniques_table_shows_ranks_costs_rates_and_failures(results: tuple[ModuleType, Path]) -> None:
+    module, path = results
+    block = "<!-- generated: techniques table `sst2` -->\n<!-- end -->"
+    assert "Not measured yet." in module.filled(block)
+    base = {"value": 0.5, "low": 0.4, "high": 0.6, "level": 0.95}
+    report = {
+        "settings": {"batch_size": 16, "search_steps": 20, "validation_limit": 200},
+        "base_resident_bytes": 2**30,
+        "test_examples": 500,
+        "baselines": {"base, zero-shot": {"accuracy": base, "macro-F1": base}},
+        "techniques": {
+            "freeze": measured_technique(0.8, {3e-4: None, 1e-4: 0.4, 3e-5: 0.6}, 1e-4),
+            "full": {"error": "out | of memory", "search": []},
+            "lora": measured_technique(0.9, {1e-4: 0.5, 6e-4: 0.25}, 6e-4),
+        },
+    }
+    path.write_text(json.dumps(report), "utf-8")
+    lines = module.filled(block).splitlines()
+    cells = {
+        row[0]: row[1:] for row in ([c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line)
+    }
+    expected = ["0.900 [0.850, 0.950]", "0.900 [0.850, 0.950]", "4.88M", "2 min 05 s", "512", "2.0 GiB", "1.0 MiB"]
+    assert f"| `lora` | {' | '.join(expected)} |" in lines
+    order = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert order[2:5] == ["`lora`", "`freeze`", "base, zero-shot"], "the best first, then the baselines"
+    assert cells["`freeze`"] == ["3e-05: 0.600, **0.0001: 0.400**, 0.0003: failed"]
+    assert cells["`lora`"] == ["0.0001: 0.500, **0.0006: 0.250** (at the edge of what was tried)"]
+    assert any("75 steps of 16 examples" in line and "2400 of them supervised" in line for line in lines)
+    assert "`full` failed: out | of memory" in lines
+
+
 def test_every_generated_part_is_of_a_known_kind() -> None:
     module = generator()
     for path in PAGES:

@@ -36,6 +36,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+# Settings that fit the tiny base, or reach what is random in a technique.
+SMALL: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4, "dropout": 0.1},
+    "qlora": {"rank": 4, "dropout": 0.1},
+    "freeze": {"layers": 1},
+    "prefix": {"virtual_tokens": 5, "encoder_hidden": 8},
+    "p_tuning": {"prompt_template": "{p:3} text {p:2}", "encoder_hidden": 6},
+    "p_tuning_v2": {"virtual_tokens": 5, "init": "text", "init_text": "Answer with one word"},
+}
+
+
 class Stop(Exception):
     """The interruption: it ends the run as abruptly as an exception can."""
 
@@ -72,8 +83,7 @@ def same(a: heptune.Run, b: heptune.Run) -> None:
 @pytest.mark.parametrize("name", techniques.names())
 @pytest.mark.parametrize("save_minutes", [0.0, 1.0])
 def test_resumed_equals_uninterrupted(name: str, save_minutes: float, base: Path, data: Path, tmp_path: Path) -> None:
-    settings = {"rank": 4, "dropout": 0.1} if name in ("lora", "qlora") else {"layers": 1} if name == "freeze" else {}
-    technique = techniques.build(name, settings)
+    technique = techniques.build(name, SMALL.get(name))
     whole = heptune.tune(str(base), data, technique=technique, out=tmp_path / "whole", **SETTINGS)
     arguments = {**SETTINGS, "save_minutes": save_minutes}
     with pytest.raises(Stop):

@@ -35,6 +35,18 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "query": {"rank": 2, "targets": ("query",)},
         "all": {"rank": 2, "targets": ("all",), "rank_stabilised": True},
     },
+    "prompt": {"random": {"virtual_tokens": 3, "init": "random"}, "words": {"virtual_tokens": 7}},
+    "p_tuning": {
+        "lstm": {"virtual_tokens": 3, "encoder_hidden": 5},
+        "mlp": {"virtual_tokens": 4, "encoder": "mlp"},
+        "none": {"virtual_tokens": 2, "encoder": "none"},
+        "around": {"prompt_template": "{p:2} text {p:3}", "encoder_hidden": 4},
+    },
+    "prefix": {
+        "random": {"virtual_tokens": 3, "init": "random", "encoder_hidden": 6},
+        "raw": {"virtual_tokens": 8, "init": "random", "reparameterised": False},
+    },
+    "p_tuning_v2": {"random": {"virtual_tokens": 3, "init": "random"}},
     "freeze": {"one_layer": {"layers": 1}, "and_head": {"layers": 1, "head": True}},
 }
 

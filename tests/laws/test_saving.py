@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from heptune import techniques
@@ -72,14 +73,18 @@ def test_law_5_damaged_files_are_refused(case: Case, tmp_path: Path) -> None:
 def test_law_5_tensors_that_do_not_fit_are_refused(case: Case, tmp_path: Path) -> None:
     _, attached = case.trained(torch.float32)
     folder = saved(attached, tmp_path / "artifact")
-    (path,) = folder.glob("*.safetensors")
-    tensors = load_file(path)
-    first = next(iter(tensors))
-    narrow = {**tensors, first: tensors[first][..., :-1].contiguous()}
-    fewer = {name: tensor for name, tensor in tensors.items() if name != first}
-    for wrong in (narrow, fewer, {}, {**tensors, "model.unknown.weight": torch.zeros(2)}):
-        save_file(wrong, path)
-        _refused(case, folder)
+    for path in folder.glob("*.safetensors"):
+        whole = path.read_bytes()
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        first = next(iter(tensors))
+        narrow = {**tensors, first: tensors[first][..., :-1].contiguous()}
+        fewer = {name: tensor for name, tensor in tensors.items() if name != first}
+        for wrong in (narrow, fewer, {}, {**tensors, "model.unknown.weight": torch.zeros(2)}):
+            save_file(wrong, path, metadata=metadata)
+            _refused(case, folder)
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("case", LLAMA, ids=str)

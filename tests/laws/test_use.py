@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from heptune import techniques
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
 from laws.cases import BATCH, MAIN_CASES, TOKENS, Case
@@ -24,20 +27,35 @@ def test_law_9_cached_generation_equals_the_full_forward(case: Case) -> None:
     assert torch.equal(generated[:, 9:], full[:, 8:-1].argmax(-1))
 
 
+# What the tiny, random, frozen models can be taught with: a prompt has to be longer than in the other laws' cases, and
+# each technique needs a rate of its own.
+LEARNING: dict[str, tuple[dict[str, Any], float]] = {
+    "prompt": ({"virtual_tokens": 30}, 0.3),
+    "p_tuning": ({"virtual_tokens": 30, "encoder": "mlp"}, 0.02),
+    "prefix": ({"virtual_tokens": 30, "encoder_hidden": 32}, 0.02),
+    "p_tuning_v2": ({"virtual_tokens": 30}, 0.1),
+}
+
+
 @pytest.mark.parametrize("case", [c for c in MAIN_CASES if c.family in ("llama", "gpt2", "gemma3")], ids=str)
 def test_law_11_it_learns(case: Case) -> None:
-    # Large weights: with a frozen head and final norm, small ones cannot give any token a high probability.
-    anatomy = dissect(tiny_model(case.family, initializer_range=0.5))
-    attached = case.build().attach(anatomy, seed=0)
+    # Large weights: with a frozen head and final norm, small ones cannot give any token a high probability. A window as
+    # long as the texts: what stands before them has to stay in sight.
+    overrides = {"sliding_window": 64} if case.family == "gemma3" else {}
+    anatomy = dissect(tiny_model(case.family, initializer_range=0.5, **overrides))
+    settings, rate = LEARNING.get(case.technique, (None, 2e-2))
+    technique = case.build() if settings is None else techniques.build(case.technique, settings)
+    attached = technique.attach(anatomy, seed=0)
     forward = Forward(anatomy)
-    optimizer = torch.optim.AdamW(attached.parameters.values(), lr=2e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(attached.parameters.values(), lr=rate, weight_decay=0.0)
     examples = [BATCH[i] for i in (1, 2, 3, 4)]
     start = forward.score(examples).sum()
-    for step in range(40):
+    # Prompts steer a model that is random itself, which takes longer and goes less far.
+    for step in range(40 if settings is None else 120):
         attached.begin_step(step)
         with forward.loss(examples) as batch:
             batch.total.backward()
         optimizer.step()
         optimizer.zero_grad()
     attached.begin_step(None)
-    assert forward.score(examples).sum() < 0.05 * start
+    assert forward.score(examples).sum() < (0.05 if settings is None else 0.2) * start

@@ -12,7 +12,10 @@ from heptune.tasks.example import Example
 
 def loss_of(model: nn.Module, example: Example) -> torch.Tensor:
     """- sum of log p(token t | tokens before t) over the supervised t: a scalar in float64."""
-    logits = model(input_ids=torch.tensor([example.tokens]), use_cache=False).logits[0].double()
+    if hasattr(model, "logits_of"):  # a reference that puts something before or between the tokens
+        logits = model.logits_of(example.tokens, example.lead).double()
+    else:
+        logits = model(input_ids=torch.tensor([example.tokens]), use_cache=False).logits[0].double()
     probabilities = torch.softmax(logits, dim=-1)
     terms = [torch.log(probabilities[t - 1, example.tokens[t]]) for t, s in enumerate(example.supervised) if s]
     return -torch.stack(terms).sum()

@@ -164,27 +164,24 @@ def _technique_option(name: str, users: list[tuple[str, Hyperparameter]]) -> ins
     types = {hyperparameter.type.removesuffix(" | None") for _, hyperparameter in users}
     kind = {"int": int, "float": float, "bool": bool}.get(types.pop(), str) if len(types) == 1 else str
     lists = all(hyperparameter.type.startswith("tuple") for _, hyperparameter in users)
-    defaults = _said_once([(technique, hyperparameter.default) for technique, hyperparameter in users])
-    if len({hyperparameter.default for _, hyperparameter in users}) == 1:
-        defaults = [users[0][1].default]
     option = typer.Option(
         _switch(name) if kind is bool else _option(name),
         metavar="NAME,NAME" if lists else None,
-        help=_plain(
-            "; ".join(_said_once([(technique, hyperparameter.meaning) for technique, hyperparameter in users]))
-        ),
-        show_default=_plain("; ".join(defaults)),
+        help=_plain(_told([(technique, h.meaning.rstrip(".")) for technique, h in users], always_named=True) + "."),
+        show_default=_plain(_told([(technique, h.default or "not set") for technique, h in users])),
         rich_help_panel=TECHNIQUE_PANEL,
     )
     return _parameter(name, kind | None, None, option)
 
 
-def _said_once(pairs: list[tuple[str, str]]) -> list[str]:
-    """[('lora', X), ('qlora', X)] -> ['lora, qlora: X']."""
-    names: dict[str, list[str]] = {}
-    for technique, text in pairs:
-        names.setdefault(text, []).append(technique)
-    return [f"{', '.join(those)}: {text}" for text, those in names.items()]
+def _told(texts: list[tuple[str, str]], always_named: bool = False) -> str:
+    """What is said of several techniques: those of which the same is said stand together."""
+    users: dict[str, list[str]] = {}
+    for technique, text in texts:
+        users.setdefault(text, []).append(technique)
+    if len(users) == 1 and not always_named:
+        return texts[0][1]
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in users.items())
 
 
 def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from heptune.core.errors import BaseModelError
+from heptune.core.errors import BaseModelError, TechniqueError
 from heptune.core.events import Listener, Note, ignore
 from heptune.engine import forest as layout
 from heptune.engine.loss import cross_entropy
@@ -67,14 +67,16 @@ class Forward:
 
     def portions(self, examples: Sequence[Example], budget: int, share: bool = True) -> Iterator[list[Example]]:
         """Cuts examples into lists of at most `budget` rows each, in the layout that they will have."""
+        placed = self._placed(examples)
         if self._state is None:
-            return layout.padded_portions(examples, budget)
-        return layout.portions(examples, budget, share)
+            return layout.padded_portions(placed, budget)
+        return layout.portions(placed, budget, share)
 
     @contextmanager
     def loss(self, examples: Sequence[Example], share: bool = True) -> Iterator[BatchLoss]:
         """The loss of a batch, each target with weight 1. `total.backward()` belongs inside the `with` block."""
-        batch = layout.plant(examples, share) if self._state is not None else layout.pad(examples)
+        placed = self._placed(examples)
+        batch = layout.plant(placed, share) if self._state is not None else layout.pad(placed)
         row, token, example = (
             torch.from_numpy(a).to(self.device) for a in (batch.target_row, batch.target_token, batch.target_example)
         )
@@ -89,6 +91,11 @@ class Forward:
         with self.loss(examples) as batch:
             sums = torch.zeros(len(examples), dtype=torch.float64)
             return sums.index_add_(0, batch.example.cpu(), batch.losses.double().cpu()).numpy()
+
+    def _placed(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with the technique's virtual tokens in their places."""
+        placement = self.anatomy.placement
+        return [example.with_virtual_tokens(placement.front, placement.inner) for example in examples]
 
     def _head(self) -> torch.nn.Module:
         """The head as it is now: a technique may have replaced it."""
@@ -119,9 +126,22 @@ class Forward:
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
             return False
         with torch.no_grad():
-            alone = [_plain_loss(model, example, self.device) for example in examples]
+            alone = [_plain_loss(model, example, self.device) for example in self._placed(examples)]
         tolerance = SELF_TEST_TOLERANCE.get(next(model.parameters()).dtype, 3e-2)
         return bool(np.allclose(got, alone, rtol=tolerance, atol=tolerance))
+
+
+def require_positions(anatomy: Anatomy, examples: Sequence[Example]) -> None:
+    """Raises `TechniqueError` where the technique's own positions leave too few for the longest example."""
+    taken, limit = anatomy.placement.positions, anatomy.shape.max_positions
+    longest = max((len(example.tokens) for example in examples), default=0)
+    if limit is None or taken == 0 or taken + longest <= limit:
+        return
+    raise TechniqueError(
+        f"the technique takes {taken} positions and the longest example has {longest} tokens, but "
+        f"{anatomy.shape.architecture} has {limit} positions; use --virtual-tokens {max(1, limit - longest)} or "
+        f"--max-length {limit - taken}"
+    )
 
 
 def _no_mask(device: torch.device) -> torch.Tensor:

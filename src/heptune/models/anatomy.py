@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,11 @@ class Site:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that costs are computed from. Counts are elements; a tied head counts once."""
+    """The sizes that costs are computed from. Counts are elements; a tied head counts once.
+
+    `embedding` is the width of a word's embedding; `heads` are those of queries, `kv_heads` those of keys and values,
+    all `head_width` wide; `max_positions` is None where the configuration names no limit.
+    """
 
     architecture: str
     hidden: int
@@ -82,6 +87,11 @@ class ModelShape:
     head_parameters: int
     head_tied: bool
     sites: tuple[Site, ...]
+    embedding: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    max_positions: int | None
 
     def select(self, roles: Iterable[str]) -> tuple[Site, ...]:
         """The sites with these roles: names of `ROLES`, a part ('attention', 'mlp'), 'linear' (all but the head), or
@@ -111,9 +121,25 @@ class ModelShape:
         return f"{self.architecture} has no linear site {role!r}{hint}. Sites here: {available}"
 
 
+@dataclass
+class Placement:
+    """Where a technique's virtual tokens stand in an example: `front` before everything, `inner` before the first
+    supervised token. `prefix` positions are taken by keys and values that stand before it."""
+
+    front: int = 0
+    inner: int = 0
+    prefix: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Positions that an example's own tokens cannot have. A prefix may stand in for virtual tokens in front."""
+        return max(self.front + self.inner, self.prefix)
+
+
 @dataclass(frozen=True)
 class Anatomy:
-    """A model taken apart: `decoder` gives hidden states, `head` turns them into logits."""
+    """A model taken apart: `decoder` gives hidden states, `head` turns them into logits. What a technique puts among
+    the input's tokens stands in `placement`."""
 
     model: nn.Module
     decoder: nn.Module
@@ -125,6 +151,7 @@ class Anatomy:
     head_path: str
     sites: tuple[Site, ...]
     shape: ModelShape
+    placement: Placement = field(default_factory=Placement)
 
     def module(self, site: Site) -> nn.Module:
         """The module that stands at a site now (a technique may have replaced the base's own)."""
@@ -154,6 +181,7 @@ def dissect(model: nn.Module) -> Anatomy:
     head_path = names[id(head)]
     sites.append(Site(None, "head", head_path, head.in_features, head.out_features, False))
     embedding = model.get_input_embeddings().weight
+    heads, kv_heads, head_width = _heads(model.config.get_text_config())
     shape = ModelShape(
         architecture=type(model).__name__,
         hidden=head.in_features,
@@ -165,6 +193,11 @@ def dissect(model: nn.Module) -> Anatomy:
         head_parameters=_count([head]),
         head_tied=embedding is head.weight,
         sites=tuple(sites),
+        embedding=embedding.shape[1],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=head_width,
+        max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )
     return Anatomy(
         model=model,
@@ -201,6 +234,13 @@ def _decoder_layers(decoder: nn.Module, prefix: str, name: str) -> tuple[str, li
 
 def _has_attention(layers: nn.ModuleList) -> bool:
     return len(layers) > 0 and any("attn" in path or "attention" in path for path, _ in layers[0].named_modules())
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """H, K and D: query heads and key/value heads of a layer, and the width of a head."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def _final_norm(decoder: nn.Module) -> nn.Module | None:

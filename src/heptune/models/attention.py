@@ -8,7 +8,10 @@ That comparison is causality, packing without contamination and prefix sharing i
 matrix would waste most of the work, so the rows are cut into blocks: each block of query rows meets only the keys
 that at least one of its rows can see.
 
-Shapes: T rows, H query heads, K key/value heads (H a multiple of K), D head width.
+A technique may put keys and values before every sequence (see `models/prefix.py`): they stand at the positions 0 to
+P - 1, the sequence's own tokens from P on, and every query sees them as far as its layer's window reaches.
+
+Shapes: B sequences, T rows, H query heads, K key/value heads (H a multiple of K), D head width, P prefix positions.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Visibility:
     position: np.ndarray
     device: torch.device
     _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
-    _bias: dict[tuple[int | None, int, torch.dtype], list[torch.Tensor]] = field(default_factory=dict)
+    _bias: dict[tuple[int | None, int, torch.dtype, int], list[torch.Tensor]] = field(default_factory=dict)
 
     def blocks(self, window: int | None = None) -> list[Block]:
         """The blocks of a layer with this sliding window (None: unlimited)."""
@@ -58,17 +61,21 @@ class Visibility:
             self._blocks[window] = [self._block(a, b, window) for a, b in self._cuts()]
         return self._blocks[window]
 
-    def bias(self, window: int | None, groups: int, dtype: torch.dtype) -> list[torch.Tensor]:
-        """For each block the additive mask [1, 1, groups * rows, k] (0 where visible, -inf elsewhere)."""
-        key = (window, groups, dtype)
+    def bias(self, window: int | None, groups: int, dtype: torch.dtype, prefix: int = 0) -> list[torch.Tensor]:
+        """For each block the additive mask [1, 1, groups * rows, prefix + k] (0 where visible, -inf elsewhere)."""
+        key = (window, groups, dtype, prefix)
         if key not in self._bias:
             self._bias[key] = [
-                torch.zeros(block.visible.shape, dtype=dtype, device=self.device)
-                .masked_fill_(~block.visible, -torch.inf)
+                torch.zeros(visible.shape, dtype=dtype, device=self.device)
+                .masked_fill_(~visible, -torch.inf)
                 .repeat(groups, 1)[None, None]
-                for block in self.blocks(window)
+                for visible in (self._with_prefix(block, window, prefix) for block in self.blocks(window))
             ]
         return self._bias[key]
+
+    def _with_prefix(self, block: Block, window: int | None, prefix: int) -> torch.Tensor:
+        position = torch.from_numpy(self.position[block.start : block.stop]).to(self.device)
+        return torch.cat([prefix_visible(position, prefix, window), block.visible], dim=1)
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
         """Row ranges of about BLOCK_ROWS, cut where a new tree begins when one begins in the second half of a block."""
@@ -97,11 +104,24 @@ class Visibility:
         return Block(start, stop, keys, torch.from_numpy(visible).to(self.device))
 
 
+# A layer's keys and values, [K, P, D] each.
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
 class AttentionState:
-    """What a model's attention modules share: the forest that is being computed, or None for an ordinary call."""
+    """What a model's attention modules share.
+
+    - `visibility`: the forest that is being computed, or None for an ordinary call
+    - `prefix`: each layer's keys and values that stand before every sequence, or None
+    - `past`: in an ordinary call, how many tokens of the sequence the cache holds already
+    - `record`: where set, each layer puts its keys and values there, by its index
+    """
 
     def __init__(self) -> None:
         self.visibility: Visibility | None = None
+        self.prefix: list[KeyValue] | None = None
+        self.past = 0
+        self.record: dict[int, KeyValue] | None = None
 
     @contextmanager
     def over(self, visibility: Visibility) -> Iterator[None]:
@@ -129,7 +149,13 @@ def forest_attention(
     """What transformers calls in every layer, after rotary embedding: query [1, H, T, D], key and value [1, K, T, D];
     gives [1, T, H, D]. Outside a forest it is torch's scaled dot-product attention."""
     state: AttentionState | None = getattr(module, "heptune_attention", None)
+    if state is not None and state.record is not None:
+        state.record[module.layer_idx] = (key[0], value[0])
+    prefix = state.prefix[module.layer_idx] if state is not None and state.prefix is not None else None
+    window = sliding_window or None
     if state is None or state.visibility is None:
+        if state is not None and prefix is not None:
+            key, value, attention_mask = _before_sequence(query, key, value, attention_mask, prefix, state.past, window)
         if softcap is not None:  # torch's own attention has none
             return _softcapped(query, key, value, attention_mask, scaling, softcap), None
         return sdpa_attention_forward(
@@ -137,8 +163,38 @@ def forest_attention(
         )
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases are not part of forest attention")
-    window = sliding_window or None
-    return attend(query, key, value, state.visibility, scaling, window, softcap), None
+    return attend(query, key, value, state.visibility, scaling, window, softcap, prefix), None
+
+
+def prefix_visible(position: torch.Tensor, prefix: int, window: int | None) -> torch.Tensor:
+    """Which of `prefix` positions a token sees that is the `position`-th [T] of its own sequence: [T, P], bool."""
+    distance = position[:, None] + prefix - torch.arange(prefix, device=position.device)
+    return torch.ones_like(distance, dtype=torch.bool) if window is None else distance < window
+
+
+def _before_sequence(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    prefix: KeyValue,
+    past: int,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An ordinary call's keys, values and mask with the prefix in front; the mask is [B or 1, 1, T, P + keys]."""
+    batch, _, rows, _ = query.shape
+    keys = key.shape[2]
+    if mask is None:  # transformers leaves a plainly causal mask out
+        mask = torch.ones(1, 1, rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
+    elif mask.dtype != torch.bool:
+        mask = mask == 0
+    visible = prefix_visible(torch.arange(past, past + rows, device=query.device), prefix[0].shape[1], window)
+    mask = torch.cat([visible.expand(mask.shape[0], 1, -1, -1), mask[..., :keys]], dim=-1)
+    key, value = (
+        torch.cat([own.to(given.dtype).expand(batch, -1, -1, -1), given], dim=2)
+        for own, given in zip(prefix, (key, value), strict=True)
+    )
+    return key, value, mask
 
 
 def attend(
@@ -149,6 +205,7 @@ def attend(
     scaling: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    prefix: KeyValue | None = None,
 ) -> torch.Tensor:
     """Attention of every row over the rows it can see: query [1, H, T, D], key, value [1, K, T, D] -> [1, T, H, D].
 
@@ -160,7 +217,8 @@ def attend(
     grouped = query.reshape(kv_heads, groups, rows, width)
     outputs = []
     blocks = visibility.blocks(window)
-    biases = visibility.bias(window, groups, query.dtype)
+    own = [] if prefix is None else [t.to(query.dtype)[None] for t in prefix]
+    biases = visibility.bias(window, groups, query.dtype, own[0].shape[2] if own else 0)
     for block, bias, part in zip(blocks, biases, grouped.split([b.stop - b.start for b in blocks], dim=2), strict=True):
         count = block.stop - block.start
         q = part.reshape(1, kv_heads, groups * count, width)
@@ -168,6 +226,8 @@ def attend(
             k, v = key[:, :, block.keys], value[:, :, block.keys]
         else:
             k, v = key.index_select(2, block.keys), value.index_select(2, block.keys)
+        if own:
+            k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
         out = _dot_product(q, k, v, bias, scaling, softcap)
         outputs.append(out.reshape(heads, count, -1))  # a copy where the kernel lays heads innermost (CUDA's does)
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from heptune.core.seeds import derive
 from heptune.data.record import Message
+from heptune.models.anatomy import Anatomy, Placement
 from heptune.models.quiet import quiet
+from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
 
 
@@ -28,14 +29,15 @@ class Sampling:
 
 
 def reply(
-    model: PreTrainedModel,
+    anatomy: Anatomy,
     template: ChatTemplate,
     messages: Sequence[Message],
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
 ) -> str:
     """The assistant's reply to a conversation, without its end of turn. `on_text` receives the text as it grows."""
-    prompt = template.prompt(messages)
+    prompt = _prompt(anatomy.placement, template, messages)
+    model = anatomy.model
     device = next(model.parameters()).device
     tokens = torch.tensor([prompt], device=device)
     choice: dict[str, Any] = {"do_sample": False}
@@ -54,6 +56,21 @@ def reply(
             **choice,
         )
     return _text(template, output[0, len(prompt) :].tolist())
+
+
+def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+    """The prompt's ids. Virtual tokens in front are the model's own business; where some stand before the answer, all
+    of them stand among the ids, in the places that they have in training: before the first reply."""
+    prompt = template.prompt(messages)
+    if not placement.inner:
+        return prompt
+    lead = 0
+    for segment in template.conversation([*messages, Message("assistant", "x")])[-1]:
+        if segment.supervised:
+            break
+        lead += len(segment.tokens)
+    example = Example((*prompt, 0), tuple(t >= lead for t in range(len(prompt) + 1)), 0)
+    return list(example.with_virtual_tokens(placement.front, placement.inner).tokens[:-1])
 
 
 def _text(template: ChatTemplate, tokens: list[int]) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Example:
     """One token sequence with its targets.
 
-    `supervised[t]` says whether token t is a target (predicted from the tokens before it). Token 0 never is: nothing
-    stands before it. `record` is the index of the record it came from. `cut` counts tokens that the length limit took
-    away.
+    A token below zero is a virtual one (see `models/virtual.py`). `supervised[t]` says whether token t is a target
+    (predicted from the tokens before it). Token 0 never is: nothing stands before it. `record` is the index of the
+    record it came from. `cut` counts tokens that the length limit took away.
     """
 
     tokens: tuple[int, ...]
@@ -31,3 +31,14 @@ class Example:
     def targets(self) -> int:
         """The number of supervised tokens."""
         return sum(self.supervised)
+
+    def with_virtual_tokens(self, front: int, inner: int) -> Example:
+        """The example with virtual tokens -1, -2, ...: `front` before everything, then `inner` before the first
+        supervised token. One that has them already stays as it is."""
+        if front + inner == 0 or any(token < 0 for token in self.tokens):
+            return self
+        lead = self.lead
+        first, second = (tuple(-1 - j for j in part) for part in (range(front), range(front, front + inner)))
+        tokens = (*first, *self.tokens[:lead], *second, *self.tokens[lead:])
+        supervised = (*[False] * front, *self.supervised[:lead], *[False] * inner, *self.supervised[lead:])
+        return replace(self, tokens=tokens, supervised=supervised)

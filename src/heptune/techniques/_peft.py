@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +23,54 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def write(
-    folder: Path, config: dict[str, Any], tensors: Mapping[str, torch.Tensor], technique: str, settings: dict[str, Any]
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    technique: str,
+    settings: dict[str, Any],
+    architecture: str,
 ) -> None:
-    """Writes both files; `technique` and `settings` are what Heptune restores from."""
-    own = json.dumps({"technique": technique, "settings": settings}, sort_keys=True)
+    """Writes both files; `technique`, `settings` and the base's `architecture` are what Heptune restores from."""
+    own = json.dumps({"technique": technique, "settings": settings, "architecture": architecture}, sort_keys=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(plain, folder / WEIGHTS_FILE, metadata={"heptune": own})  # one entry: their order in the file varies
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def author(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    """The technique and settings that Heptune noted in the weights; None for PEFT's own files and damaged ones."""
+@dataclass(frozen=True)
+class Note:
+    """What Heptune wrote into the weights' metadata."""
+
+    technique: str
+    settings: dict[str, Any]
+    architecture: str
+
+
+def note(folder: Path) -> Note | None:
+    """Heptune's own note; None for PEFT's own files and damaged ones."""
     try:
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-            noted = json.loads((file.metadata() or {})["heptune"])
-        return str(noted["technique"]), dict(noted["settings"])
+            return Note(**json.loads((file.metadata() or {})["heptune"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
-def noted_settings(folder: Path, kind: type) -> Any:
+def noted_settings(folder: Path, kind: type, architecture: str) -> Any:
     """The technique (a `kind`) with the settings that Heptune noted; None where another program wrote the folder.
 
-    Raises `TechniqueError` naming a setting that this version does not have.
+    Raises `TechniqueError` naming a setting that this version does not have, or the base that it was trained on where
+    that is another one.
     """
-    noted = author(folder)
+    noted = note(folder)
     if noted is None:
         return None
-    foreign = sorted(noted[1].keys() - {f.name for f in fields(kind)})
+    path = folder / WEIGHTS_FILE
+    foreign = sorted(noted.settings.keys() - {f.name for f in fields(kind)})
     if foreign:
-        raise TechniqueError(f"{folder / WEIGHTS_FILE}: the setting {foreign[0]} is not understood; nothing was loaded")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in noted[1].items()})
+        raise TechniqueError(f"{path}: the setting {foreign[0]} is not understood; nothing was loaded")
+    if noted.architecture != architecture:
+        raise TechniqueError(f"{path} was trained on {noted.architecture}, not on {architecture}; nothing was loaded")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in noted.settings.items()})
 
 
 def recognises(folder: Path, technique: str, peft_type: str, **values: Any) -> bool:
@@ -64,9 +81,9 @@ def recognises(folder: Path, technique: str, peft_type: str, **values: Any) -> b
     path = folder / CONFIG_FILE
     if not path.is_file():
         return False
-    noted = author(folder)
+    noted = note(folder)
     if noted is not None:
-        return noted[0] == technique
+        return noted.technique == technique
     try:
         config = json.loads(path.read_text("utf-8", errors="replace"))
         return config["peft_type"] == peft_type and all(config.get(k) == v for k, v in values.items())

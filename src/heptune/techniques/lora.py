@@ -131,7 +131,7 @@ class Lora:
             what = f"{foreign[0]} is no linear site of {anatomy.shape.architecture}" if foreign else "it holds no LoRA"
             raise TechniqueError(f"{folder}: {what}; nothing was loaded")
         sites = tuple(site for site in anatomy.sites if site.path in ranks)
-        settings = _peft.noted_settings(folder, cls) or cls(
+        settings = _peft.noted_settings(folder, cls, anatomy.shape.architecture) or cls(
             rank=config["r"],
             alpha=config["lora_alpha"],
             targets=tuple(dict.fromkeys(site.role for site in sites)),
@@ -283,7 +283,9 @@ class AttachedLora:
             "init_lora_weights": True,
             "inference_mode": True,
         }
-        _peft.write(folder, config, self.saved(), self.settings.name, asdict(self.settings))
+        _peft.write(
+            folder, config, self.saved(), self.settings.name, asdict(self.settings), self.anatomy.shape.architecture
+        )
 
     @torch.no_grad()
     def fill(self, tensors: dict[str, torch.Tensor]) -> Self:

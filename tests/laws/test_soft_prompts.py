@@ -1,0 +1,207 @@
+"""Soft prompts' own laws: what they cost a batch, what they start from, where they stand, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
+
+from heptune import techniques
+from heptune.core.errors import TechniqueError
+from heptune.data.record import Message
+from heptune.engine.forward import Forward, require_positions
+from heptune.models.anatomy import dissect
+from heptune.models.prefix import record
+from heptune.scoring.generate import Sampling, reply
+from heptune.tasks.chat import Chat
+from heptune.tasks.template import ChatTemplate
+from heptune.techniques.p_tuning import PTuning
+from heptune.techniques.p_tuning_v2 import PTuningV2
+from heptune.techniques.prefix import Prefix
+from heptune.techniques.prompt import Prompt
+from laws.cases import BATCH, disturb, example, logits, saved
+from tiny import VOCABULARY, tiny_model, tiny_tokenizer
+from tolerances import FLOAT32, assert_near
+
+WINDOWED = ("gemma3", "mistral")
+MESSAGES = [Message("user", "What is the capital?"), Message("assistant", "Paris."), Message("user", "And the river?")]
+
+
+def rows(technique: object) -> int:
+    anatomy = dissect(tiny_model("llama"))
+    if technique is not None:
+        technique.attach(anatomy, seed=0)  # type: ignore[attr-defined]
+    with torch.no_grad(), Forward(anatomy).loss(BATCH) as batch:
+        return batch.rows
+
+
+def test_a_prompt_is_computed_once_a_batch_and_a_prefix_not_at_all() -> None:
+    plain = rows(None)
+    assert rows(Prompt(7)) == plain + 7
+    assert rows(PTuning(7)) == plain + 7
+    assert rows(Prefix(7, encoder_hidden=4)) == rows(PTuningV2(7)) == plain
+    # Behind the text each example has its own; examples with one lead share them.
+    leads = {e.tokens[: e.lead] for e in BATCH}
+    assert rows(PTuning(prompt_template="{p:2} text {p:3}")) == plain + 2 + 3 * len(leads)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", *WINDOWED])
+def test_words_start_as_the_base_reads_them(family: str) -> None:
+    """A prefix that starts from words is, before training, those words standing before the text."""
+    anatomy = dissect(tiny_model(family))
+    words = [5, 9, 200, 31]
+    text = [17, 40, 41, 42, 43, 44, 45]
+    with torch.no_grad():
+        want = anatomy.model(input_ids=torch.tensor([words + text]), use_cache=False).logits[0, len(words) :]
+        cache = DynamicCache()  # without a window: all positions stay
+        anatomy.model(input_ids=torch.tensor([words]), past_key_values=cache)
+        found = record(anatomy, torch.tensor(words))
+    layers = [t[0] for layer in cache.layers for t in (layer.keys, layer.values)]
+    assert_near(found, torch.stack(layers), FLOAT32)
+    for technique in (
+        Prefix(4, "text", "words", encoder_hidden=4),
+        PTuningV2(4, "text", "words"),
+        Prompt(4, "text", "words"),
+    ):
+        fresh = dissect(tiny_model(family))
+        technique.attach(fresh, 0, lambda text: words)
+        with torch.no_grad():
+            got = fresh.model(input_ids=torch.tensor([text]), use_cache=False).logits[0]
+        assert_near(got, want, FLOAT32, technique.name)
+
+
+def test_a_text_is_repeated_or_cut_to_the_prompts_length() -> None:
+    anatomy = dissect(tiny_model("llama"))
+    words = anatomy.model.get_input_embeddings().weight
+    for count, ids in ((5, [3, 4, 3, 4, 3]), (1, [3])):
+        technique = Prompt(count, "text", "two words")
+        attached = technique.attach(dissect(tiny_model("llama")), 0, lambda text: [3, 4])
+        assert torch.equal(attached.parameters["prompt_embeddings"], words[ids])
+    with pytest.raises(TechniqueError, match="tokenizer"):
+        Prompt(2, "text", "x").attach(anatomy, 0)
+    with pytest.raises(TechniqueError, match="no tokens"):
+        Prompt(2, "text", "x").attach(anatomy, 0, lambda text: [])
+
+
+@pytest.mark.parametrize("name", ["prefix", "p_tuning", "prompt"])
+def test_a_prompt_folded_by_peft_goes_on_from_its_vectors(name: str, tmp_path: Path) -> None:
+    """Without the network beside it the folder says what is missing; with it training goes on exactly."""
+    technique = techniques.build(name, {"virtual_tokens": 3, "init": "random"} if name != "p_tuning" else {})
+    attached = technique.attach(dissect(tiny_model("llama")), 0)
+    folder = saved(attached, tmp_path / "artifact")
+    network = folder / "prompt_network.safetensors"
+    assert network.exists() == (name != "prompt")
+    if network.exists():
+        network.unlink()
+        with pytest.raises(TechniqueError, match=r"prompt_network\.safetensors"):
+            techniques.get(name).restore(dissect(tiny_model("llama")), folder)
+
+
+def test_a_network_of_another_training_is_refused(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        attached = Prefix(3, init="random", encoder_hidden=4).attach(dissect(tiny_model("llama")), seed)
+        folders.append(saved(attached, tmp_path / str(seed)))
+    name = "prompt_network.safetensors"
+    (folders[0] / name).write_bytes((folders[1] / name).read_bytes())
+    with pytest.raises(TechniqueError, match="different trainings"):
+        Prefix.restore(dissect(tiny_model("llama")), folders[0])
+
+
+@pytest.mark.parametrize(
+    "source", [Prefix(3, init="random", encoder_hidden=4), PTuningV2(3, init="random")], ids=["prefix", "v2"]
+)
+@pytest.mark.parametrize("reparameterised", [False, True])
+def test_one_tasks_prompt_starts_from_anothers(
+    source: Prefix | PTuningV2, reparameterised: bool, tmp_path: Path
+) -> None:
+    anatomy = dissect(tiny_model("llama"))
+    attached = source.attach(anatomy, 0)
+    disturb(attached)
+    folder = saved(attached, tmp_path / "artifact")
+    fresh = dissect(tiny_model("llama"))
+    started = PTuningV2(3, start_from=str(folder), reparameterised=reparameterised, encoder_hidden=4).attach(fresh, 0)
+    assert_near(logits(fresh), logits(anatomy), FLOAT32)
+    disturb(started)
+    again = dissect(tiny_model("llama"))
+    PTuningV2.restore(again, saved(started, tmp_path / "second"))
+    assert torch.equal(logits(again), logits(fresh))
+    with pytest.raises(TechniqueError, match="prompt_embeddings is"):
+        PTuningV2(4, start_from=str(folder)).attach(dissect(tiny_model("llama")), 0)
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [PTuning(prompt_template="{p:2} text {p:3}"), PTuning(5), Prompt(5), PTuningV2(5)],
+    ids=lambda t: t.name,
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_replies_see_the_prompt_where_training_put_it(technique: PTuning, family: str) -> None:
+    """Each token of a greedy reply, in the second turn of a conversation, is the likeliest in the training's layout."""
+    anatomy = dissect(tiny_model(family, vocab_size=VOCABULARY))
+    disturb(technique.attach(anatomy, 0))
+    template = ChatTemplate(tiny_tokenizer())
+    forward = Forward(anatomy)
+    pieces: list[str] = []
+    reply(anatomy, template, MESSAGES, Sampling(max_tokens=5), pieces.append)
+    lead = len(template.conversation(MESSAGES)[0][0].tokens)  # where the first reply begins
+    prompt = template.prompt(MESSAGES)
+    assert lead < len(prompt)
+    ids: list[int] = []  # found by scoring every continuation in training's layout
+    for _ in range(5):
+        base = [*prompt, *ids]
+        options = [example([*base, v], {lead, len(base)}, v) for v in range(VOCABULARY)]
+        ids.append(int(forward.score(options).argmin()))
+        if ids[-1] in template.stop_tokens:
+            break
+    expected = [i for i in ids if i not in template.stop_tokens]
+    assert "".join(pieces) == template.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_scarce_positions_are_told_with_a_way_out() -> None:
+    anatomy = dissect(tiny_model("gpt2", n_positions=20))
+    PTuningV2(8).attach(anatomy, 0)
+    with pytest.raises(
+        TechniqueError,
+        match=r"takes 8 positions .* 16 tokens, but GPT2LMHeadModel has 20 .*tokens 4 or --max-length 12",
+    ):
+        require_positions(anatomy, BATCH)
+    require_positions(dissect(tiny_model("gpt2", n_positions=20)), BATCH)
+
+
+@pytest.mark.parametrize("technique", [Prompt(3), PTuning(3), Prefix(3), PTuningV2(3)], ids=lambda t: t.name)
+def test_an_attention_that_cannot_be_reached_is_refused(technique: Prompt) -> None:
+    config = GPTJConfig(n_embd=32, n_layer=2, n_head=4, rotary_dim=4, vocab_size=VOCABULARY, n_positions=64)
+    with pytest.raises(TechniqueError, match=r"GPTJForCausalLM .* lora, freeze, full"):
+        technique.attach(dissect(GPTJForCausalLM(config).eval()), 0)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for settings in ({"virtual_tokens": 0}, {"init": "zero"}, {"init": "text"}, {"init_text": "words"}):
+        for kind in (Prompt, Prefix, PTuningV2):
+            with pytest.raises(TechniqueError, match="virtual_tokens|init"):
+                kind(**settings)  # type: ignore[arg-type]
+    with pytest.raises(TechniqueError, match="encoder_hidden is 0"):
+        Prefix(encoder_hidden=0)
+    for wrong in (
+        {"encoder": "gru"},
+        {"virtual_tokens": -1},
+        {"prompt_template": "{p:2} words"},
+        {"prompt_template": "text"},
+    ):
+        with pytest.raises(TechniqueError, match="p_tuning"):
+            PTuning(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(TechniqueError, match="must agree"):
+        PTuning(4, prompt_template="{p:2} text {p:3}")
+    assert PTuning(prompt_template="{p:2}{text}{p:3}").places == (2, 3) and PTuning().places == (20, 0)
+
+
+def test_a_chat_that_begins_with_the_assistant_keeps_its_places() -> None:
+    """The lead ends at the first supervised token, which is not the first reply of the conversation then."""
+    template = ChatTemplate(tiny_tokenizer())
+    talk = [Message("assistant", "Hello."), Message("user", "Hi."), Message("assistant", "What?"), Message("user", "x")]
+    anatomy = dissect(tiny_model("llama"))
+    disturb(PTuning(prompt_template="{p:1} text {p:2}").attach(anatomy, 0))
+    assert isinstance(reply(anatomy, template, Chat().messages(talk), Sampling(max_tokens=2)), str)
