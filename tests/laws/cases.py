@@ -29,11 +29,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "linear": {"rank": 3, "alpha": 6.0},
         "query": {"rank": 2, "targets": ("query",)},
         "all": {"rank": 2, "targets": ("all",), "rank_stabilised": True},
+        "dora": {"rank": 2, "dora": True},
     },
     "qlora": {
         "linear": {"rank": 3, "alpha": 6.0},
         "query": {"rank": 2, "targets": ("query",)},
         "all": {"rank": 2, "targets": ("all",), "rank_stabilised": True},
+        "dora": {"rank": 2, "dora": True},
     },
     "prompt": {"random": {"virtual_tokens": 3, "init": "random"}, "words": {"virtual_tokens": 7}},
     "p_tuning": {

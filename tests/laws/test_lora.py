@@ -11,6 +11,7 @@ from heptune import techniques
 from heptune.core.errors import TechniqueError, UsageError
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
+from heptune.techniques._lora_peft import Size
 from heptune.techniques.lora import Lora, LoraLinear, _LoraFunction
 from laws.cases import BATCH, TOKENS, Case, disturb, logits, saved
 from tiny import tiny_model
@@ -98,7 +99,7 @@ def test_dropout_recomputed_in_the_backward_pass_is_the_same() -> None:
 def test_dropout_keeps_the_expectation() -> None:
     site = next(s for s in dissect(tiny_model("llama")).sites if s.role == "attention.q")
     base = torch.nn.Linear(site.in_features, site.out_features)
-    module = LoraLinear(base, site, Lora(rank=4, dropout=0.25), 4, seed=0)
+    module = LoraLinear(base, site, Lora(rank=4, dropout=0.25), Size(4, 32.0), seed=0)
     module.training_step_seed = 1
     keep = module._keep(torch.ones(200, 200))
     assert set(keep.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}

@@ -14,7 +14,7 @@ from heptune.core.errors import TechniqueError
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
 from heptune.techniques.lora import Lora
-from laws.cases import BATCH, TOKENS, disturb, logits, saved
+from laws.cases import BATCH, TOKENS, assert_same_state, disturb, logits, saved, state
 from reference.causal import losses_and_gradient
 from tiny import tiny_model
 from tolerances import FLOAT32, FLOAT64_WITH_FLOAT32_INSIDE, assert_near
@@ -29,7 +29,9 @@ FAMILIES = ("llama", "gpt2", "gpt_neox", "phi3")
 
 def _peft_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     """PEFT's trained parameters under the names of its files."""
-    return {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    files = {n: n.replace(".default.", ".").replace(".modules_to_save.", ".") for n in trained}
+    return {files[n].replace("magnitude_vector.weight", "magnitude_vector"): p for n, p in trained.items()}
 
 
 def _with_peft(family: str, dtype: torch.dtype, **settings: Any) -> Any:
@@ -47,14 +49,21 @@ def _logits(model: Any) -> torch.Tensor:
     return model(input_ids=TOKENS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("stabilised", [False, True])
+@pytest.mark.parametrize("ours", [{}, {"rank_stabilised": True}, {"dora": True}], ids=str)
 @pytest.mark.parametrize("family", [*FAMILIES, "glm4", "gemma3"])
-def test_law_4_loss_and_gradient_equal_pefts(family: str, stabilised: bool) -> None:
+def test_law_4_loss_and_gradient_equal_pefts(family: str, ours: dict[str, bool]) -> None:
     anatomy = dissect(tiny_model(family).double())
-    attached = Lora(rank=3, alpha=5.0, rank_stabilised=stabilised).attach(anatomy, seed=0)
+    attached = Lora(rank=3, alpha=5.0, **ours).attach(anatomy, seed=0)
     disturb(attached)
-    sites = [site.path for site in attached.sites]
-    theirs = _with_peft(family, torch.float64, r=3, lora_alpha=5.0, use_rslora=stabilised, target_modules=sites)
+    theirs = _with_peft(
+        family,
+        torch.float64,
+        r=3,
+        lora_alpha=5.0,
+        use_rslora=attached.settings.rank_stabilised,
+        use_dora=attached.settings.dora,
+        target_modules=[site.path for site in attached.sizes],
+    )
     parameters = _peft_parameters(theirs)
     assert parameters.keys() == attached.parameters.keys()
     with torch.no_grad():
@@ -71,11 +80,12 @@ def test_law_4_loss_and_gradient_equal_pefts(family: str, stabilised: bool) -> N
 
 
 @pytest.mark.parametrize("targets", [("linear",), ("attention",), ("attention.o",), ("mlp.down", "head")], ids=str)
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT on a tied head: it would need untying before merging
-def test_peft_loads_what_heptune_saved(family: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_peft_loads_what_heptune_saved(family: str, dora: bool, targets: tuple[str, ...], tmp_path: Path) -> None:
     anatomy = dissect(tiny_model(family))
-    attached = Lora(rank=3, alpha=5.0, targets=targets, rank_stabilised=True).attach(anatomy, seed=0)
+    attached = Lora(rank=3, alpha=5.0, targets=targets, rank_stabilised=True, dora=dora).attach(anatomy, seed=0)
     disturb(attached)
     folder = saved(attached, tmp_path / "artifact")
     theirs = peft.PeftModel.from_pretrained(tiny_model(family), folder, is_trainable=True).eval()
@@ -92,22 +102,52 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rslora": {"r": 4, "lora_alpha": 6, "use_rslora": True, "lora_dropout": 0.1},
     "one_layer": {"r": 4, "layers_to_transform": [1]},
     "gaussian": {"r": 4, "init_lora_weights": "gaussian"},
+    "dora": {"r": 4, "lora_alpha": 6, "use_dora": True},
+    "own_head": {"r": 4, "modules_to_save": ["head"]},
+    "everything": {
+        "r": 4,
+        "rank_pattern": {"mlp.*": 3},
+        "alpha_pattern": {r".*\.1\..*": 5},
+        "use_dora": True,
+        "modules_to_save": ["head"],
+    },
 }
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT on a tied head
 def test_heptune_loads_what_peft_saved(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
     # PEFT takes "all-linear" only where no layers are chosen.
     names = sorted({site.path.rpartition(".")[2] for site in dissect(tiny_model(family)).select(["linear"])})
     chosen: Any = names if "layers_to_transform" in settings else "all-linear"
+    if "modules_to_save" in settings:
+        settings = {**settings, "modules_to_save": [dissect(tiny_model(family)).head_path]}
     theirs = _with_peft(family, torch.float32, target_modules=chosen, **settings)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "theirs")
     anatomy = dissect(tiny_model(family))
-    attached = Lora.restore(anatomy, tmp_path)
-    assert attached.parameters.keys() == load_file(tmp_path / "adapter_model.safetensors").keys()
+    before = state(anatomy)
+    attached = Lora.restore(anatomy, tmp_path / "theirs")
+    assert attached.parameters.keys() == load_file(tmp_path / "theirs" / "adapter_model.safetensors").keys()
     assert attached.settings.rank == 4 and attached.settings.rank_stabilised == settings.get("use_rslora", False)
     assert_near(logits(anatomy), _logits(theirs), FLOAT32)
+
+    folder = saved(attached, tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(tiny_model(family), folder, is_trainable=True).eval()
+    assert _peft_parameters(back).keys() == attached.parameters.keys()
+    assert_near(_logits(back), _logits(theirs), FLOAT32)
+
+    with Forward(anatomy).loss(BATCH) as batch:
+        batch.total.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in attached.parameters.values())
+    attached.detach()
+    assert_same_state(state(anatomy), before)
+    attached = Lora.restore(anatomy, folder)
+    attached.merge()
+    assert_near(logits(anatomy), _logits(theirs), FLOAT32)
+    anatomy.model.save_pretrained(tmp_path / "merged")
+    merged = dissect(type(anatomy.model).from_pretrained(tmp_path / "merged"))
+    assert_near(logits(merged), _logits(theirs), FLOAT32)
 
 
 @pytest.mark.parametrize("stabilised", [False, True])
@@ -133,12 +173,10 @@ def test_rank_patterns_go_both_ways(stabilised: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "more"),
     [
-        ("use_dora", {"use_dora": True}),
-        ("modules_to_save", {"modules_to_save": ["lm_head"]}),
+        ("modules_to_save = 'embed_tokens'", {"modules_to_save": ["lm_head", "embed_tokens"]}),
         ("bias", {"bias": "all"}),
         ("bias", {"bias": "lora_only"}),
         ("lora_bias", {"lora_bias": True}),
-        ("alpha_pattern", {"alpha_pattern": {"q_proj": 3}}),
         ("init_lora_weights", {"init_lora_weights": "pissa"}),
         ("init_lora_weights", {"init_lora_weights": "olora"}),
     ],
@@ -153,6 +191,39 @@ def test_what_changes_the_tensors_meaning_is_refused_by_name(
     with pytest.raises(TechniqueError, match=setting):
         Lora.restore(anatomy, tmp_path)
     assert torch.equal(logits(anatomy), before)
+
+
+# A newer PEFT's field; fields of 0.21.2 that change what the tensors mean.
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("some_new_field", True),
+        ("some_new_number", 0.5),
+        ("layer_replication", [[0, 2]]),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("trainable_token_indices", [1]),
+        ("alora_invocation_tokens", [1]),
+        ("use_qalora", True),
+        ("use_bdlora", {"nblocks": 2}),
+        ("arrow_config", {"top_k": 2}),
+        ("velora_config", {"a": 1}),
+        ("loftq_config", {"loftq_bits": 4}),
+        ("ensure_weight_tying", True),
+    ],
+)
+def test_a_field_that_is_not_understood_is_refused_by_name(field: str, value: Any, tmp_path: Path) -> None:
+    _with_peft("llama", torch.float32, target_modules=["q_proj"]).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    for off in (None, False, {}, []):
+        path.write_text(json.dumps({**config, field: off}), "utf-8")
+        Lora.restore(dissect(tiny_model("llama")), tmp_path)
+    path.write_text(json.dumps({**config, field: value}), "utf-8")
+    anatomy = dissect(tiny_model("llama"))
+    before = state(anatomy)
+    with pytest.raises(TechniqueError, match=f"the field {field} is not understood"):
+        Lora.restore(anatomy, tmp_path)
+    assert_same_state(state(anatomy), before)
 
 
 def test_other_techniques_of_peft_are_not_recognised(tmp_path: Path) -> None:

@@ -91,13 +91,24 @@ def recognises(folder: Path, technique: str, peft_type: str, **values: Any) -> b
         return False
 
 
+# Fields of every technique that say nothing about what the tensors mean.
+_ABOUT_THE_FILE = (
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    "inference_mode",
+)
+
+
 def read_config(
-    folder: Path, peft_type: str, needed: Iterable[str], understood: Mapping[str, tuple[Any, ...]]
+    folder: Path,
+    peft_type: str,
+    needed: Iterable[str],
+    understood: Mapping[str, tuple[Any, ...]],
+    ignored: Iterable[str] = (),
 ) -> dict[str, Any]:
     """adapter_config.json; `needed` keys must be there, `understood` ones have one of the values under which the
-    tensors mean what our technique computes.
+    tensors mean what our technique computes, `ignored` ones may have any. Every other field must be switched off.
 
-    Raises `TechniqueError` naming the field that is not understood.
+    Raises `TechniqueError` naming the field that is not understood: by it the tensors may mean something else.
     """
     path = folder / CONFIG_FILE
     try:
@@ -112,6 +123,9 @@ def read_config(
     for key, allowed in {"peft_type": (peft_type,), **understood}.items():
         if key in config and config[key] not in allowed:
             raise TechniqueError(f"{path}: {key} = {config[key]!r} is not understood; nothing was loaded")
+    for key in sorted(config.keys() - {*wanted, *understood, *ignored, *_ABOUT_THE_FILE}):
+        if config[key] not in (None, False, {}, []):
+            raise TechniqueError(f"{path}: the field {key} is not understood ({config[key]!r}); nothing was loaded")
     return config
 
 

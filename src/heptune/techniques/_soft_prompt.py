@@ -147,11 +147,19 @@ def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path, arc
     return network
 
 
+# How the table was made, which is over, and sizes that follow from the base or stand in the table's shape.
+_TOLD_BY_THE_TABLE = (
+    *("num_attention_heads", "num_layers", "init_weights", "prefix_projection"),
+    *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
+    *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"),
+)
+
+
 def read_config(folder: Path, peft_type: str, anatomy: Anatomy, width: int) -> dict[str, Any]:
     """PEFT's settings of a folder; `width` is the token_dim that this base needs."""
     needed = ("num_virtual_tokens", "token_dim")
     understood: dict[str, tuple[Any, ...]] = {"modules_to_save": (None, []), "num_transformer_submodules": (1, None)}
-    config = _peft.read_config(folder, peft_type, needed, understood)
+    config = _peft.read_config(folder, peft_type, needed, understood, _TOLD_BY_THE_TABLE)
     if config["token_dim"] != width:
         raise TechniqueError(
             f"{folder / _peft.CONFIG_FILE}: token_dim is {config['token_dim']}, {anatomy.shape.architecture} needs "

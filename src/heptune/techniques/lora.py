@@ -8,13 +8,18 @@ Principle
     A [rank, in] starts random, B [out, rank] starts at zero, so nothing changes until training does. What is learned
     is an update of W whose rank is at most `rank`: adapting to a task needs few directions.
 
+    With `dora`, a magnitude m [out] is trained apart from the direction of each output's weights:
+
+        y = (m / ||W + s B A||) (W + s B A) x + b     m starts as ||W||, so nothing changes here either
+
 Advantages
     Trains 0.1 to 5% of the parameters, so optimizer and gradients take almost no memory. Learns as well as full
     fine-tuning on small and medium data when it sits on all linear layers. The result is megabytes, folds into the
     base's weights without any cost at use, and is read by PEFT and whatever reads PEFT's files.
 
 Costs
-    trainable elements: the sum over its sites of rank * (in + out). A few percent more arithmetic per token.
+    trainable elements: the sum over its sites of rank * (in + out), with `dora` out more. A few percent more
+    arithmetic per token; `dora` adds a whole W + s B A and its norm to each pass, which small batches feel.
     Activations are kept as in full fine-tuning, so a long batch still needs memory.
 
 Use it when
@@ -27,8 +32,8 @@ Rather not when
 
 Paper
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. Rank-stabilised scaling:
-    Kalajdzievski 2023. All linear layers and a learning rate about ten times that of full tuning: Schulman et al. 2025,
-    "LoRA Without Regret".
+    Kalajdzievski 2023. DoRA: Liu et al. 2024, sections 4.1 and 4.3. All linear layers and a learning rate about ten
+    times that of full tuning: Schulman et al. 2025, "LoRA Without Regret".
 
 Differs from the paper
     The paper adapts the attention's query and value matrices; the default here is every linear layer but the head,
@@ -37,8 +42,9 @@ Differs from the paper
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -51,9 +57,10 @@ from torch import nn
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape, Site, weight_of
-from heptune.models.quantization import QuantizedLinear, dequantize
-from heptune.techniques import _peft
+from heptune.models.quantization import dequantize
+from heptune.techniques import _lora_peft, _peft
 from heptune.techniques._contract import Cost, Encode
+from heptune.techniques._lora_peft import Size
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Lora:
         dropout: probability of dropping an input of A during training, 0 to below 1. In a forest one mask is shared by
             all who share a token.
         rank_stabilised: s = alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023); for ranks above 32.
+        dora: train each output's magnitude apart from its direction (DoRA, Liu et al. 2024).
         learning_rate: peak learning rate. 2e-4 is the middle of the range that published comparisons find good.
     """
 
@@ -75,6 +83,7 @@ class Lora:
     targets: tuple[str, ...] = ("linear",)
     dropout: float = 0.0
     rank_stabilised: bool = False
+    dora: bool = False
     learning_rate: float = 2e-4
 
     name: ClassVar[str] = "lora"
@@ -88,27 +97,23 @@ class Lora:
         if not self.targets:
             raise TechniqueError(f"{self.name}: targets is empty; name at least one role, e.g. 'linear'")
 
-    @property
-    def scale(self) -> float:
-        """s, by which the product B A is multiplied."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
-
     def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> AttachedLora:
         """Puts a LoRA beside every chosen site. A is drawn as in PEFT (uniform, +-1/sqrt(in)); B is zero."""
-        return self._put(anatomy, anatomy.select(self.targets), seed)
+        sizes = dict.fromkeys(anatomy.select(self.targets), Size(self.rank, self.alpha))
+        return self._put(anatomy, sizes, seed)
 
-    def _put(
-        self, anatomy: Anatomy, sites: tuple[Site, ...], seed: int, ranks: dict[str, int] | None = None
-    ) -> AttachedLora:
-        return AttachedLora(self, anatomy, sites, seed, ranks)
+    def _put(self, anatomy: Anatomy, sizes: Mapping[Site, Size], seed: int, own_head: bool = False) -> AttachedLora:
+        return AttachedLora(self, anatomy, sizes, seed, own_head)
 
     def cost(self, shape: ModelShape) -> Cost:
-        """Trainable: rank * (in + out) over the sites. Activations: each site keeps A x; and x, once for all sites
-        that read the same one (q, k, v; gate, up)."""
+        """Trainable: rank * (in + out) over the sites, with DoRA out more. Activations: each site keeps A x; and x,
+        once for all sites that read the same one (q, k, v; gate, up); with DoRA its output, too."""
         sites = shape.select(self.targets)
-        trainable = sum(self.rank * (s.in_features + s.out_features) for s in sites)
+        magnitudes = sum(s.out_features for s in sites) if self.dora else 0
+        trainable = sum(self.rank * (s.in_features + s.out_features) for s in sites) + magnitudes
         inputs = {(s.layer, _INPUT_OF.get(s.role, s.role)): s.in_features for s in sites}
-        return Cost(trainable, 2 * trainable, activations=self.rank * len(sites) + sum(inputs.values()))
+        kept = self.rank * len(sites) + sum(inputs.values()) + magnitudes
+        return Cost(trainable, 2 * trainable, activations=kept)
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
@@ -121,25 +126,17 @@ class Lora:
 
         Raises `TechniqueError` naming the setting or tensor that is not understood; nothing is half-loaded.
         """
-        config = _peft.read_config(folder, "LORA", ("r", "lora_alpha"), _UNDERSTOOD)
-        tensors = _peft.read_tensors(folder)
-        prefix, suffix = "base_model.model.", ".lora_A.weight"
-        ranks = {n[len(prefix) : -len(suffix)]: int(t.shape[0]) for n, t in tensors.items() if n.endswith(suffix)}
-        known = {site.path for site in anatomy.sites}
-        foreign = sorted(ranks.keys() - known)
-        if foreign or not ranks:
-            what = f"{foreign[0]} is no linear site of {anatomy.shape.architecture}" if foreign else "it holds no LoRA"
-            raise TechniqueError(f"{folder}: {what}; nothing was loaded")
-        sites = tuple(site for site in anatomy.sites if site.path in ranks)
+        stored = _lora_peft.read(folder, anatomy)
+        config = stored.config
         settings = _peft.noted_settings(folder, cls, anatomy.shape.architecture) or cls(
             rank=config["r"],
             alpha=config["lora_alpha"],
-            targets=tuple(dict.fromkeys(site.role for site in sites)),
-            dropout=config.get("lora_dropout", 0.0),
-            rank_stabilised=config.get("use_rslora", False),
+            targets=tuple(dict.fromkeys(site.role for site in stored.sizes)),
+            dropout=config.get("lora_dropout") or 0.0,
+            rank_stabilised=bool(config.get("use_rslora")),
+            dora=bool(config.get("use_dora")),
         )
-        _require_fit(tensors, sites, ranks, folder)
-        return settings._put(anatomy, sites, seed=0, ranks=ranks).fill(tensors)
+        return settings._put(anatomy, stored.sizes, seed=0, own_head=stored.own_head).fill(stored.tensors)
 
 
 # Sites that read the same input.
@@ -191,30 +188,47 @@ class _LoraFunction(torch.autograd.Function):
 class LoraLinear(nn.Module):
     """A linear site with its LoRA. `base` is the base's own module, untouched."""
 
-    def __init__(self, base: nn.Module, site: Site, settings: Lora, rank: int, seed: int) -> None:
+    def __init__(self, base: nn.Module, site: Site, settings: Lora, size: Size, seed: int) -> None:
         super().__init__()
         self.base, self.site = base, site
         self.in_features, self.out_features = site.in_features, site.out_features
-        self.scale = settings.alpha / (math.sqrt(rank) if settings.rank_stabilised else rank)
+        self.scale = size.alpha / (math.sqrt(size.rank) if settings.rank_stabilised else size.rank)
         self.dropout = settings.dropout
         self.training_step_seed: int | None = None
         weight = weight_of(base, site.transposed)
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         draw = torch.Generator().manual_seed(derive(seed, "lora", site.path))
         bound = 1 / math.sqrt(site.in_features)  # Kaiming uniform with a = sqrt(5), PEFT's default
-        a = torch.empty(rank, site.in_features, dtype=torch.float32).uniform_(-bound, bound, generator=draw)
+        a = torch.empty(size.rank, site.in_features, dtype=torch.float32).uniform_(-bound, bound, generator=draw)
         self.A = nn.Parameter(a.to(device=weight.device, dtype=dtype))
-        self.B = nn.Parameter(torch.zeros(site.out_features, rank, device=weight.device, dtype=dtype))
+        self.B = nn.Parameter(torch.zeros(site.out_features, size.rank, device=weight.device, dtype=dtype))
+        self.magnitude = nn.Parameter(self.norm()) if settings.dora else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         a, b = self.A.to(x.dtype), self.B.to(x.dtype)
         if self.dropout and self.training_step_seed is not None:
-            return self.base(x) + self.scale * ((x * self._keep(x)) @ a.T @ b.T)
-        flat = x.reshape(-1, self.in_features)
-        matrix = partial(weight_of, self.base, self.site.transposed)
-        y = _LoraFunction.apply(flat, matrix, self.base.bias, a, b, self.scale)
-        return y.view(*x.shape[:-1], self.out_features)
+            y = self.base(x) + self.scale * ((x * self._keep(x)) @ a.T @ b.T)
+        else:
+            flat = x.reshape(-1, self.in_features)
+            matrix = partial(weight_of, self.base, self.site.transposed)
+            y = _LoraFunction.apply(flat, matrix, self.base.bias, a, b, self.scale)
+            y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.magnitude is None else self._with_magnitude(y, self.magnitude)
+
+    def _with_magnitude(self, y: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+        """DoRA: (m / ||W + s B A||) (W + s B A) x + b, from y = (W + s B A) x + b.
+
+        As y plus a difference, so that it is y, bit for bit, where m is the norm.
+        """
+        more = (magnitude / self.norm() - 1).to(y.dtype)
+        return y + more * (y if self.base.bias is None else y - self.base.bias)
+
+    @torch.no_grad()
+    def norm(self) -> torch.Tensor:
+        """||W + s B A|| of each output, [out]. The gradient takes it for a constant (DoRA's paper, section 4.3)."""
+        updated = weight_of(self.base, self.site.transposed).to(self.A.dtype)
+        return torch.linalg.vector_norm(torch.addmm(updated, self.B, self.A, alpha=self.scale), dim=1)
 
     def _keep(self, x: torch.Tensor) -> torch.Tensor:
         """The dropout mask of this step: a function of (step seed, site), so recomputing and resuming give it again."""
@@ -223,36 +237,43 @@ class LoraLinear(nn.Module):
         keep = torch.rand(x.shape, generator=draw, device=x.device) >= self.dropout
         return keep.to(x.dtype) / (1 - self.dropout)
 
-    def delta(self) -> torch.Tensor:
-        """What merging adds to the base's weight, in its own orientation: s B A."""
-        update = self.scale * (self.B @ self.A)
-        return update.T if self.site.transposed else update
+    def merged(self) -> torch.Tensor:
+        """The weight that merging gives, W + s B A (with DoRA rescaled), in float64 and the base's own orientation."""
+        matrix = weight_of(self.base, self.site.transposed).double()
+        matrix = matrix + self.scale * (self.B.double() @ self.A.double())
+        if self.magnitude is not None:
+            matrix = matrix * (self.magnitude.double() / torch.linalg.vector_norm(matrix, dim=1))[:, None]
+        return matrix.T if self.site.transposed else matrix
 
 
 class AttachedLora:
-    """LoRA inside a model."""
+    """LoRA inside a model. `own_head`: a trained copy of the whole head stands in for it, as PEFT's modules_to_save."""
 
     def __init__(
-        self, settings: Lora, anatomy: Anatomy, sites: tuple[Site, ...], seed: int, ranks: dict[str, int] | None = None
+        self, settings: Lora, anatomy: Anatomy, sizes: Mapping[Site, Size], seed: int, own_head: bool = False
     ) -> None:
-        self.settings, self.anatomy, self.sites = settings, anatomy, sites
+        self.settings, self.anatomy, self.sizes = settings, anatomy, sizes
         for parameter in anatomy.model.parameters():
             parameter.requires_grad_(False)
         self.modules: dict[str, LoraLinear] = {}
-        for site in sites:
-            rank = settings.rank if ranks is None else ranks[site.path]
-            module = LoraLinear(anatomy.module(site), site, settings, rank, seed)
+        for site, size in sizes.items():
+            module = LoraLinear(anatomy.module(site), site, settings, size, seed)
             anatomy.model.set_submodule(site.path, module)
             self.modules[site.path] = module
+        self.head: nn.Module | None = None
+        if own_head:
+            self.head = copy.deepcopy(anatomy.head).requires_grad_(True)
+            anatomy.model.set_submodule(anatomy.head_path, self.head)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """A and B of every site, named as PEFT names them."""
-        return {
-            _name(path, letter): getattr(module, letter)
-            for path, module in self.modules.items()
-            for letter in ("A", "B")
-        }
+        """A, B and DoRA's magnitude of every site, and the head if it is trained, named as PEFT names them."""
+        parts = ("A", "B", *(("magnitude",) if self.settings.dora else ()))
+        found = {_lora_peft.name(path, part): getattr(m, part) for path, m in self.modules.items() for part in parts}
+        if self.head is not None:
+            head = self.head.named_parameters()
+            found |= {_lora_peft.name(self.anatomy.head_path, part): parameter for part, parameter in head}
+        return found
 
     def begin_step(self, seed: int | None) -> None:
         """Fixes the dropout masks until the next call; None switches dropout off."""
@@ -260,122 +281,52 @@ class AttachedLora:
             module.training_step_seed = seed
 
     def saved(self) -> dict[str, torch.Tensor]:
-        """A and B of every site."""
+        """The trained tensors."""
         return dict(self.parameters)
 
     def save(self, folder: Path, base: str) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, which PEFT reads."""
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "r": self.settings.rank,
-            "lora_alpha": self.settings.alpha,
-            "lora_dropout": self.settings.dropout,
-            "use_rslora": self.settings.rank_stabilised,
-            "target_modules": self._module_names(),
-            "bias": "none",
-            "fan_in_fan_out": any(site.transposed for site in self.sites),
-            "modules_to_save": None,
-            "use_dora": False,
-            "rank_pattern": {p: m.A.shape[0] for p, m in self.modules.items() if m.A.shape[0] != self.settings.rank},
-            "alpha_pattern": {},
-            "init_lora_weights": True,
-            "inference_mode": True,
-        }
-        _peft.write(
-            folder, config, self.saved(), self.settings.name, asdict(self.settings), self.anatomy.shape.architecture
-        )
+        settings, own_head = self.settings, self.head is not None
+        config = _lora_peft.config_of(settings, base, self.anatomy, self.sizes, (LoraLinear,), own_head)
+        architecture = self.anatomy.shape.architecture
+        _peft.write(folder, config, self.saved(), settings.name, asdict(settings), architecture)
 
     @torch.no_grad()
     def fill(self, tensors: dict[str, torch.Tensor]) -> Self:
-        """Takes A and B from tensors that fit."""
+        """Takes the trained tensors from others that fit."""
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
         return self
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Adds s B A to every base weight and takes the LoRA out; it cannot be detached afterwards.
+        """Writes W + s B A into every base weight and takes the LoRA out; it cannot be detached afterwards.
 
         A base in 4 bits becomes an ordinary one with the weights that it computed with: rounded anew, the sum would
         lose what was learned.
         """
         dequantize(self.anatomy.model)
-        embedding = self.anatomy.model.get_input_embeddings().weight
+        model = self.anatomy.model
+        embedding = model.get_input_embeddings().weight
         for path, module in self.modules.items():
             if module.base.weight is embedding:  # a tied head gets its own weight; the input embeddings stay
                 module.base.weight = nn.Parameter(embedding.detach().clone(), requires_grad=False)
-                self.anatomy.model.config.tie_word_embeddings = False
+                model.config.tie_word_embeddings = False
             weight = module.base.weight
-            weight.copy_((weight.double() + module.delta().double()).to(weight.dtype))
-            self.anatomy.model.set_submodule(path, module.base)
-        self.modules = {}
+            weight.copy_(module.merged().to(weight.dtype))
+            model.set_submodule(path, module.base)
+        if self.head is not None:
+            self.head.requires_grad_(False)
+            model.config.tie_word_embeddings = False
+        self.modules, self.head = {}, None
 
     def detach(self) -> None:
         """Puts the base's own modules back; they were never changed."""
         for path, module in self.modules.items():
             self.anatomy.model.set_submodule(path, module.base)
-        self.modules = {}
-
-    def _module_names(self) -> list[str]:
-        """PEFT's target_modules: a bare name where it means exactly our sites, else full paths."""
-        chosen = {site.path for site in self.sites}
-        kinds = nn.Linear | QuantizedLinear | LoraLinear
-        linears = [path for path, m in self.anatomy.model.named_modules() if isinstance(m, kinds)]
-        linears += [s.path for s in self.anatomy.sites if s.transposed]
-        names = {path.rpartition(".")[2] for path in chosen}
-        if all(path in chosen for path in linears if path.rpartition(".")[2] in names and not path.endswith(".base")):
-            return sorted(names)
-        return sorted(chosen)
-
-
-def _name(path: str, letter: str) -> str:
-    """What PEFT calls a site's A or B."""
-    return f"base_model.model.{path}.lora_{letter}.weight"
-
-
-def _require_fit(
-    tensors: dict[str, torch.Tensor], sites: tuple[Site, ...], ranks: dict[str, int], source: Path
-) -> None:
-    """Every A and B must be there, of the right shape, and no other tensor."""
-    wanted = {_name(s.path, "A"): (ranks[s.path], s.in_features) for s in sites}
-    wanted |= {_name(s.path, "B"): (s.out_features, ranks[s.path]) for s in sites}
-    if tensors.keys() != wanted.keys():
-        missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-        raise TechniqueError(
-            f"{source}: its tensors do not fit: {len(missing)} are missing (first: {missing[:1]}) and {len(extra)} "
-            f"are not understood (first: {extra[:1]}); nothing was loaded"
-        )
-    for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise TechniqueError(
-                f"{source}: {name} is {tuple(tensors[name].shape)}, this base needs {shape}; "
-                "was it trained on another base?"
-            )
-
-
-# PEFT settings that change what the tensors mean, with the values under which they mean what Lora computes.
-_UNDERSTOOD: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    # The other initialisations (pissa, olora, corda, loftq, ...) change the base's weights too.
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-    "modules_to_save": (None, []),
-    "layer_replication": (None,),
-    "alpha_pattern": ({}, None),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None,),
-    "use_qalora": (False, None),
-    "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "megatron_config": (None,),
-    "monteclora_config": (None,),
-    "velora_config": (None,),
-    "kasa_config": (None,),
-}
+        if self.head is not None:
+            self.anatomy.model.set_submodule(self.anatomy.head_path, self.anatomy.head)
+        self.modules, self.head = {}, None
 
 
 TECHNIQUE = Lora

@@ -40,6 +40,7 @@ Differs from the paper
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -48,6 +49,7 @@ from heptune.core.errors import TechniqueError
 from heptune.models.anatomy import Anatomy, Site
 from heptune.models.quantization import quantize
 from heptune.techniques import _peft
+from heptune.techniques._lora_peft import Size
 from heptune.techniques.lora import AttachedLora, Lora
 
 
@@ -63,6 +65,7 @@ class QLora(Lora):
         dropout: probability of dropping an input of A during training, 0 to below 1. In a forest one mask is shared by
             all who share a token.
         rank_stabilised: s = alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023); for ranks above 32.
+        dora: train each output's magnitude apart from its direction (DoRA, Liu et al. 2024).
         learning_rate: peak learning rate. 2e-4 is the paper's for models of 7 and 13 billion parameters.
     """
 
@@ -71,6 +74,7 @@ class QLora(Lora):
     targets: tuple[str, ...] = ("linear",)
     dropout: float = 0.0
     rank_stabilised: bool = False
+    dora: bool = False
     learning_rate: float = 2e-4
 
     name: ClassVar[str] = "qlora"
@@ -79,14 +83,11 @@ class QLora(Lora):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether Heptune noted QLoRA in a folder. PEFT's files do not tell on which base they were trained: LoRA's."""
-        noted = _peft.author(folder)
-        return noted is not None and noted[0] == cls.name and _peft.recognises(folder, cls.name, "LORA")
+        return _peft.note(folder) is not None and _peft.recognises(folder, cls.name, "LORA")
 
-    def _put(
-        self, anatomy: Anatomy, sites: tuple[Site, ...], seed: int, ranks: dict[str, int] | None = None
-    ) -> AttachedLora:
+    def _put(self, anatomy: Anatomy, sizes: Mapping[Site, Size], seed: int, own_head: bool = False) -> AttachedLora:
         quantize(anatomy)
-        return AttachedQLora(self, anatomy, sites, seed, ranks)
+        return AttachedQLora(self, anatomy, sizes, seed, own_head)
 
 
 class AttachedQLora(AttachedLora):
