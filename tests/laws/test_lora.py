@@ -34,10 +34,10 @@ def test_the_autograd_function_passes_gradcheck(bias: bool) -> None:
 
 @pytest.mark.parametrize("targets", [("linear",), ("all",), ("attention.o",), ("attention", "mlp.down")], ids=str)
 @pytest.mark.parametrize("family", ["llama", "glm4", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("name", ["lora", "qlora"])
-def test_activations_are_what_the_sites_keep(name: str, family: str, targets: tuple[str, ...]) -> None:
-    """Counts the distinct tensors that LoRA's modules save for the backward pass, weights excepted."""
-    technique = techniques.build(name, {"rank": 3, "targets": targets})
+@pytest.mark.parametrize(("name", "dora"), [("lora", False), ("qlora", False), ("lora", True)])
+def test_activations_are_what_the_sites_keep(name: str, dora: bool, family: str, targets: tuple[str, ...]) -> None:
+    """Counts the distinct tensors that LoRA's modules save for the backward pass, weights and vectors excepted."""
+    technique = techniques.build(name, {"rank": 3, "targets": targets, "dora": dora})
     anatomy = dissect(tiny_model(family))
     technique.attach(anatomy, seed=0)
     own = {p.data_ptr() for p in anatomy.model.parameters()}
@@ -45,7 +45,7 @@ def test_activations_are_what_the_sites_keep(name: str, family: str, targets: tu
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in own:
+        if tensor.data_ptr() not in own and tensor.ndim > 1:
             kept[tensor.data_ptr()] = tensor
         return tensor
 

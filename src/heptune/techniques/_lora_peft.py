@@ -93,6 +93,8 @@ def read(folder: Path, anatomy: Anatomy) -> Stored:
     if foreign or not ranks:
         what = f"{foreign[0]} is no linear site of {anatomy.shape.architecture}" if foreign else "it holds no LoRA"
         raise TechniqueError(f"{folder}: {what}; nothing was loaded")
+    if own_head and anatomy.head_path in ranks:
+        raise TechniqueError(f"{folder}: the head is both trained as a whole and adapted; nothing was loaded")
     alphas = config.get("alpha_pattern") or {}
     sizes = {
         site: Size(ranks[site.path], _matching(alphas, site.path, config["lora_alpha"]))

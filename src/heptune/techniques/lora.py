@@ -37,7 +37,8 @@ Paper
 
 Differs from the paper
     The paper adapts the attention's query and value matrices; the default here is every linear layer but the head,
-    which later work found better at the same number of parameters. Dropout is off by default.
+    which later work found better at the same number of parameters. Dropout is off by default; with `dora` it acts on
+    A's input alone, where PEFT drops the base's input as well.
 """
 
 from __future__ import annotations
