@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "query": {"rank": 2, "targets": ("query",)},
         "all": {"rank": 2, "targets": ("all",), "rank_stabilised": True},
     },
-    "prompt": {"random": {"virtual_tokens": 3, "init": "random"}, "words": {"virtual_tokens": 7}},
+    "prompt": {"random": {"virtual_tokens": 3, "init": "random"}, "vocabulary": {"virtual_tokens": 7}},
     "p_tuning": {
         "lstm": {"virtual_tokens": 3, "encoder_hidden": 5},
         "mlp": {"virtual_tokens": 4, "encoder": "mlp"},

@@ -32,7 +32,7 @@ NETWORK_FILE = "prompt_network.safetensors"
 COMMON_TOKENS = 5000
 
 
-INITS = ("words", "text", "random")
+INITS = ("vocabulary", "text", "random")
 
 
 class Table(nn.Module):

@@ -64,7 +64,8 @@ class Prefix:
 
     Attributes:
         virtual_tokens: P, the positions that the prompt takes.
-        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init: what the prompt starts as: vocabulary (common words, drawn at random), text (the words of init_text), or
+            random.
         init_text: the text whose words the prompt starts as, repeated or cut to its length.
         reparameterised: whether keys and values come from the network, or are trained themselves.
         encoder_hidden: width of the network's hidden layer.
@@ -72,7 +73,7 @@ class Prefix:
     """
 
     virtual_tokens: int = 20
-    init: str = "words"
+    init: str = "vocabulary"
     init_text: str = ""
     reparameterised: bool = True
     encoder_hidden: int = 512

@@ -54,13 +54,14 @@ class Prompt:
 
     Attributes:
         virtual_tokens: P, the positions that the prompt takes.
-        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init: what the prompt starts as: vocabulary (common words, drawn at random), text (the words of init_text), or
+            random.
         init_text: the text whose words the prompt starts as, repeated or cut to its length.
         learning_rate: peak learning rate.
     """
 
     virtual_tokens: int = 20
-    init: str = "words"
+    init: str = "vocabulary"
     init_text: str = ""
     learning_rate: float = 1e-2
 
