@@ -20,6 +20,9 @@ from heptune.engine.settings import Settings
 SETTINGS_PANEL = "Training"
 TECHNIQUE_PANEL = "Settings of the technique (heptune explain TECHNIQUE)"
 
+# A field of several values is written with commas.
+_LISTS = {"tuple[str": "NAME,NAME", "tuple[int": "NUMBER,NUMBER"}
+
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, e.g. runs/lora-1.", show_default=False)
 ]
@@ -163,13 +166,13 @@ def _technique_options() -> list[inspect.Parameter]:
 def _technique_option(name: str, users: list[tuple[str, Hyperparameter]]) -> inspect.Parameter:
     types = {hyperparameter.type.removesuffix(" | None") for _, hyperparameter in users}
     kind = {"int": int, "float": float, "bool": bool}.get(types.pop(), str) if len(types) == 1 else str
-    lists = all(hyperparameter.type.startswith("tuple") for _, hyperparameter in users)
+    metavars = {_LISTS.get(hyperparameter.type.partition(",")[0]) for _, hyperparameter in users}
     defaults = [f"{technique}: {hyperparameter.default}" for technique, hyperparameter in users]
     if len(users) == 1:
         defaults = [users[0][1].default]
     option = typer.Option(
         _switch(name) if kind is bool else _option(name),
-        metavar="NAME,NAME" if lists else None,
+        metavar=metavars.pop() if len(metavars) == 1 else None,
         help=_plain("; ".join(f"{technique}: {hyperparameter.meaning}" for technique, hyperparameter in users)),
         show_default=_plain("; ".join(defaults)),
         rich_help_panel=TECHNIQUE_PANEL,

@@ -23,36 +23,41 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def write(
-    folder: Path, config: dict[str, Any], tensors: Mapping[str, torch.Tensor], technique: str, settings: dict[str, Any]
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    technique: str,
+    settings: dict[str, Any],
+    weights_file: str = WEIGHTS_FILE,
 ) -> None:
     """Writes both files; `technique` and `settings` are what Heptune restores from."""
     own = json.dumps({"technique": technique, "settings": settings}, sort_keys=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / WEIGHTS_FILE, metadata={"heptune": own})  # one entry: their order in the file varies
+    save_file(plain, folder / weights_file, metadata={"heptune": own})  # one entry: their order in the file varies
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def author(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    """The technique and settings that Heptune noted in the weights; None for PEFT's own files and damaged ones."""
+def author(folder: Path, weights_file: str = WEIGHTS_FILE) -> tuple[str, dict[str, Any]] | None:
+    """The technique and settings that Heptune noted in the weights; None for others' files and damaged ones."""
     try:
-        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        with safe_open(folder / weights_file, "pt") as file:
             noted = json.loads((file.metadata() or {})["heptune"])
         return str(noted["technique"]), dict(noted["settings"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
-def noted_settings(folder: Path, kind: type) -> Any:
+def noted_settings(folder: Path, kind: type, weights_file: str = WEIGHTS_FILE) -> Any:
     """The technique (a `kind`) with the settings that Heptune noted; None where another program wrote the folder.
 
     Raises `TechniqueError` naming a setting that this version does not have.
     """
-    noted = author(folder)
+    noted = author(folder, weights_file)
     if noted is None:
         return None
     foreign = sorted(noted[1].keys() - {f.name for f in fields(kind)})
     if foreign:
-        raise TechniqueError(f"{folder / WEIGHTS_FILE}: the setting {foreign[0]} is not understood; nothing was loaded")
+        raise TechniqueError(f"{folder / weights_file}: the setting {foreign[0]} is not understood; nothing was loaded")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in noted[1].items()})
 
 
