@@ -49,7 +49,7 @@ from torch import nn
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape, Site, weight_of
-from heptune.techniques import _peft
+from heptune.techniques import _note, _peft
 from heptune.techniques._contract import Cost, Encode
 
 
@@ -114,7 +114,7 @@ class Lora:
         Raises `TechniqueError` naming the setting or tensor that is not understood; nothing is half-loaded.
         """
         config = _peft.read_config(folder, "LORA", ("r", "lora_alpha"), _UNDERSTOOD)
-        tensors = _peft.read_tensors(folder)
+        tensors = _note.tensors(folder / _peft.WEIGHTS_FILE)
         prefix, suffix = "base_model.model.", ".lora_A.weight"
         ranks = {n[len(prefix) : -len(suffix)]: int(t.shape[0]) for n, t in tensors.items() if n.endswith(suffix)}
         known = {site.path for site in anatomy.sites}
@@ -123,7 +123,7 @@ class Lora:
             what = f"{foreign[0]} is no linear site of {anatomy.shape.architecture}" if foreign else "it holds no LoRA"
             raise TechniqueError(f"{folder}: {what}; nothing was loaded")
         sites = tuple(site for site in anatomy.sites if site.path in ranks)
-        settings = _peft.noted_settings(folder, cls, anatomy.shape.architecture) or cls(
+        settings = _note.settings(folder / _peft.WEIGHTS_FILE, cls, anatomy.shape.architecture) or cls(
             rank=config["r"],
             alpha=config["lora_alpha"],
             targets=tuple(dict.fromkeys(site.role for site in sites)),

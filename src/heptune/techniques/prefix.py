@@ -53,7 +53,7 @@ from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape
 from heptune.models.prefix import KeyValuePrefix, record
-from heptune.techniques import _peft, _soft_prompt
+from heptune.techniques import _note, _peft, _soft_prompt
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._soft_prompt import AttachedSoftPrompt, Table
 
@@ -158,7 +158,7 @@ def restore_prefix(kind: Any, anatomy: Anatomy, folder: Path) -> AttachedSoftPro
     """A prefix from a folder of Heptune's or PEFT's."""
     shape = anatomy.shape
     config = _soft_prompt.read_config(folder, "PREFIX_TUNING", anatomy, shape.kv_heads * shape.head_width)
-    settings = _peft.noted_settings(folder, kind, shape.architecture) or kind(
+    settings = _note.settings(folder / _peft.WEIGHTS_FILE, kind, shape.architecture) or kind(
         config["num_virtual_tokens"], init="random", reparameterised=False
     )
     table = _soft_prompt.read_table(folder, _width(shape), anatomy, settings.virtual_tokens)
