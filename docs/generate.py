@@ -282,6 +282,26 @@ def speed(workload: str) -> str:
     return table(headers, rows)
 
 
+def matrix(technique: str) -> str:
+    """What was tried with a technique in every family, from docs/results/matrix.json; reasons stand below the table."""
+    tried = _report("matrix").get(technique)
+    if not tried:
+        return "Not tried yet.\n"
+    reasons: list[str] = []
+
+    def cell(outcome: str) -> str:
+        if outcome == "yes":
+            return "yes"
+        if outcome not in reasons:
+            reasons.append(outcome)
+        return f"no ({reasons.index(outcome) + 1})"
+
+    checks = list(next(iter(tried.values())))
+    rows = [(family, *(cell(outcomes[check]) for check in checks)) for family, outcomes in tried.items()]
+    below = "".join(f"\n{number}. {reason}" for number, reason in enumerate(reasons, 1))
+    return table(("", *checks), rows) + (below + "\n" if below else "")
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -296,6 +316,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "quality": quality,
     "techniques table": techniques_table,
     "speed": speed,
+    "matrix": matrix,
 }
 
 

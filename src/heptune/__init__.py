@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 _VERBS = ("tune", "resume", "evaluate", "check", "explain", "load", "open_run", "DataOptions")
 _ELSEWHERE = {"Run": "heptune.runs.run", "Settings": "heptune.engine.settings", "Message": "heptune.data.record"}
 
-__all__ = ["DataOptions", "Freeze", "Full", "Lora", "Message", "PTuning", "PTuningV2", "Prefix", "Prompt", "QLora"]
-__all__ += ["Run", "Settings", "check", "evaluate", "explain", "load", "open_run", "resume", "tune"]
+__all__ = ["Adapter", "DataOptions", "Freeze", "Full", "Lora", "Message", "PTuning", "PTuningV2", "Prefix", "Prompt"]
+__all__ += ["QLora", "Run", "Settings", "check", "evaluate", "explain", "load", "open_run", "resume", "tune"]
 
 
 def __getattr__(name: str) -> Any:

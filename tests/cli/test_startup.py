@@ -75,7 +75,9 @@ def test_hyperparameters_read_from_the_file_are_those_of_the_class(technique: st
         if isinstance(field.default, bool):
             assert hyperparameter.default == ("on" if field.default else "off")
         elif isinstance(field.default, tuple):
-            assert tuple(hyperparameter.default.split(",")) == field.default
+            assert hyperparameter.default == (",".join(map(str, field.default)) or "not set")
+        elif field.default is None:
+            assert hyperparameter.default == "not set"
         elif isinstance(field.default, int | float):
             assert float(hyperparameter.default) == field.default
 

@@ -22,7 +22,7 @@ from heptune import techniques
 from heptune.core.errors import NonFiniteLossError, RunError
 from heptune.core.events import CheckpointSaved, Event, Note, StepDone
 from heptune.engine import checkpoint
-from heptune.techniques import _peft
+from heptune.techniques import _note
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 6, "validate_every": 5, "max_length": 256}
 
@@ -198,14 +198,14 @@ def test_a_full_disk_while_the_best_artifact_is_saved(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """safetensors has an error type of its own for it: the training goes on all the same."""
-    original = _peft.save_file
+    original = _note.save_file
 
     def full(tensors: dict[str, torch.Tensor], path: Path, **more: Any) -> None:
         if "best-000000" in str(path):
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         original(tensors, path, **more)
 
-    monkeypatch.setattr(_peft, "save_file", full)
+    monkeypatch.setattr(_note, "save_file", full)
     seen: list[Event] = []
     run = heptune.tune(str(base), data, out=tmp_path / "run", listener=seen.append, **SETTINGS)
     notes = [e.text for e in seen if isinstance(e, Note) and e.level == "warning"]

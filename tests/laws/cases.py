@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "all": {"rank": 2, "targets": ("all",), "rank_stabilised": True},
         "dora": {"rank": 2, "dora": True},
     },
-    "prompt": {"random": {"virtual_tokens": 3, "init": "random"}, "words": {"virtual_tokens": 7}},
+    "prompt": {"random": {"virtual_tokens": 3, "init": "random"}, "vocabulary": {"virtual_tokens": 7}},
     "p_tuning": {
         "lstm": {"virtual_tokens": 3, "encoder_hidden": 5},
         "mlp": {"virtual_tokens": 4, "encoder": "mlp"},
@@ -49,6 +49,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "raw": {"virtual_tokens": 8, "init": "random", "reparameterised": False},
     },
     "p_tuning_v2": {"random": {"virtual_tokens": 3, "init": "random"}},
+    "adapter": {
+        "pfeiffer": {"reduction": 4},
+        "houlsby": {"variant": "houlsby", "reduction": 4},
+        "parallel": {"variant": "parallel", "reduction": 2},
+        "upper_layers": {"reduction": 4, "leave_out": (0,), "activation": "gelu", "scaling": 0.5},
+        "tanh": {"variant": "houlsby", "reduction": 100, "leave_out": (1,), "activation": "tanh"},
+    },
     "freeze": {"one_layer": {"layers": 1}, "and_head": {"layers": 1, "head": True}},
 }
 

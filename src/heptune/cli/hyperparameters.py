@@ -49,8 +49,8 @@ def _default(node: ast.expr, written: str) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple | list):
-        return ",".join(map(str, value))
-    return "none" if value is None else value if isinstance(value, str) else written
+        return ",".join(map(str, value)) or "not set"
+    return "not set" if value is None else value if isinstance(value, str) else written
 
 
 def _attributes(docstring: str) -> dict[str, str]:

@@ -20,6 +20,9 @@ from heptune.engine.settings import Settings
 SETTINGS_PANEL = "Training"
 TECHNIQUE_PANEL = "Settings of the technique (heptune explain TECHNIQUE)"
 
+# A field of several values is written with commas.
+_LISTS = {"tuple[str": "NAME,NAME", "tuple[int": "NUMBER,NUMBER"}
+
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, e.g. runs/lora-1.", show_default=False)
 ]
@@ -163,10 +166,10 @@ def _technique_options() -> list[inspect.Parameter]:
 def _technique_option(name: str, users: list[tuple[str, Hyperparameter]]) -> inspect.Parameter:
     types = {hyperparameter.type.removesuffix(" | None") for _, hyperparameter in users}
     kind = {"int": int, "float": float, "bool": bool}.get(types.pop(), str) if len(types) == 1 else str
-    lists = all(hyperparameter.type.startswith("tuple") for _, hyperparameter in users)
+    metavars = {_LISTS.get(hyperparameter.type.partition(",")[0]) for _, hyperparameter in users}
     option = typer.Option(
         _switch(name) if kind is bool else _option(name),
-        metavar="NAME,NAME" if lists else None,
+        metavar=metavars.pop() if len(metavars) == 1 else None,
         help=_plain(_told([(technique, h.meaning.rstrip(".")) for technique, h in users], always_named=True) + "."),
         show_default=_plain(_told([(technique, h.default or "not set") for technique, h in users])),
         rich_help_panel=TECHNIQUE_PANEL,

@@ -79,7 +79,8 @@ def _convert(technique: str, key: str, value: Any, annotation: str) -> Any:
         return value
     try:
         if annotation.startswith("tuple"):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            kind = int if annotation.startswith("tuple[int") else str
+            return tuple(kind(part.strip()) for part in value.split(",") if part.strip())
         if annotation.startswith("bool"):
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
         if annotation.startswith("int"):
@@ -87,5 +88,6 @@ def _convert(technique: str, key: str, value: Any, annotation: str) -> Any:
         if annotation.startswith("float"):
             return float(value)
     except (KeyError, ValueError):
-        raise UsageError(f"{technique}: {key} takes {annotation.split(' |')[0]}, got {value!r}") from None
+        wanted = "whole numbers, e.g. 0,1" if annotation.startswith("tuple[int") else annotation.split(" |")[0]
+        raise UsageError(f"{technique}: {key} takes {wanted}, got {value!r}") from None
     return value

@@ -14,7 +14,7 @@ from torch import nn
 from heptune.core.errors import TechniqueError
 from heptune.models.anatomy import Anatomy, Site
 from heptune.models.quantization import QuantizedLinear
-from heptune.techniques import _peft
+from heptune.techniques import _note, _peft
 
 _PREFIX, _A = "base_model.model.", ".lora_A.weight"
 
@@ -86,7 +86,7 @@ def read(folder: Path, anatomy: Anatomy) -> Stored:
     """
     ignored = (*_READ, *_TOLD_BY_TENSORS, *_WITHOUT_MEANING)
     config = _peft.read_config(folder, "LORA", ("r", "lora_alpha"), _UNDERSTOOD, ignored)
-    tensors = _peft.read_tensors(folder)
+    tensors = _note.tensors(folder / _peft.WEIGHTS_FILE)
     own_head = _has_own_head(config, anatomy, folder)
     ranks = {n[len(_PREFIX) : -len(_A)]: int(t.shape[0]) for n, t in tensors.items() if n.endswith(_A)}
     foreign = sorted(ranks.keys() - {site.path for site in anatomy.sites})

@@ -1,22 +1,19 @@
 """PEFT's folder, in both directions: adapter_config.json and adapter_model.safetensors.
 
-What PEFT has no field for (which of our techniques wrote it, with which settings) stands in the metadata of the weights
-file, which PEFT does not read.
+Which of our techniques wrote a folder, and with which settings, stands in its weights' metadata (see `_note.py`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from heptune.core.errors import TechniqueError
+from heptune.techniques import _note
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -31,46 +28,8 @@ def write(
     architecture: str,
 ) -> None:
     """Writes both files; `technique`, `settings` and the base's `architecture` are what Heptune restores from."""
-    own = json.dumps({"technique": technique, "settings": settings, "architecture": architecture}, sort_keys=True)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / WEIGHTS_FILE, metadata={"heptune": own})  # one entry: their order in the file varies
+    _note.write(folder / WEIGHTS_FILE, tensors, technique, settings, architecture)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-@dataclass(frozen=True)
-class Note:
-    """What Heptune wrote into the weights' metadata."""
-
-    technique: str
-    settings: dict[str, Any]
-    architecture: str
-
-
-def note(folder: Path) -> Note | None:
-    """Heptune's own note; None for PEFT's own files and damaged ones."""
-    try:
-        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-            return Note(**json.loads((file.metadata() or {})["heptune"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-
-
-def noted_settings(folder: Path, kind: type, architecture: str) -> Any:
-    """The technique (a `kind`) with the settings that Heptune noted; None where another program wrote the folder.
-
-    Raises `TechniqueError` naming a setting that this version does not have, or the base that it was trained on where
-    that is another one.
-    """
-    noted = note(folder)
-    if noted is None:
-        return None
-    path = folder / WEIGHTS_FILE
-    foreign = sorted(noted.settings.keys() - {f.name for f in fields(kind)})
-    if foreign:
-        raise TechniqueError(f"{path}: the setting {foreign[0]} is not understood; nothing was loaded")
-    if noted.architecture != architecture:
-        raise TechniqueError(f"{path} was trained on {noted.architecture}, not on {architecture}; nothing was loaded")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in noted.settings.items()})
 
 
 def recognises(folder: Path, technique: str, peft_type: str, **values: Any) -> bool:
@@ -81,7 +40,7 @@ def recognises(folder: Path, technique: str, peft_type: str, **values: Any) -> b
     path = folder / CONFIG_FILE
     if not path.is_file():
         return False
-    noted = note(folder)
+    noted = _note.read(folder / WEIGHTS_FILE)
     if noted is not None:
         return noted.technique == technique
     try:
@@ -127,14 +86,3 @@ def read_config(
         if config[key] not in (None, False, {}, []):
             raise TechniqueError(f"{path}: the field {key} is not understood ({config[key]!r}); nothing was loaded")
     return config
-
-
-def read_tensors(folder: Path, name: str = WEIGHTS_FILE) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file. Raises `TechniqueError` when it is missing or damaged."""
-    path = folder / name
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise TechniqueError(f"{folder} has no {name}; pickle files (.bin) are never read") from None
-    except SafetensorError as error:
-        raise TechniqueError(f"{path} is damaged ({error}); copy or train it again") from None

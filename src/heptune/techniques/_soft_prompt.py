@@ -21,7 +21,7 @@ from heptune.core.seeds import generator
 from heptune.models.anatomy import Anatomy, ModelShape
 from heptune.models.prefix import KeyValuePrefix
 from heptune.models.virtual import VirtualTokens
-from heptune.techniques import _peft
+from heptune.techniques import _note, _peft
 from heptune.techniques._contract import Encode
 
 TABLE = "prompt_embeddings"
@@ -32,7 +32,7 @@ NETWORK_FILE = "prompt_network.safetensors"
 COMMON_TOKENS = 5000
 
 
-INITS = ("words", "text", "random")
+INITS = ("vocabulary", "text", "random")
 
 
 class Table(nn.Module):
@@ -170,7 +170,7 @@ def read_config(folder: Path, peft_type: str, anatomy: Anatomy, width: int) -> d
 
 def read_table(folder: Path, width: int, anatomy: Anatomy, positions: int) -> torch.Tensor:
     """The folded table of a PEFT folder, [positions, width]. Raises `TechniqueError` where it is something else."""
-    tensors = _peft.read_tensors(folder)
+    tensors = _note.tensors(folder / _peft.WEIGHTS_FILE)
     path = folder / _peft.WEIGHTS_FILE
     if tensors.keys() != {TABLE}:
         other = sorted(tensors.keys() ^ {TABLE})[0]
@@ -185,7 +185,7 @@ def read_table(folder: Path, width: int, anatomy: Anatomy, positions: int) -> to
 
 def read_network(folder: Path, network: nn.Module, table: torch.Tensor, anatomy: Anatomy) -> nn.Module:
     """The network that Heptune saved beside the table; they must belong together."""
-    tensors = _peft.read_tensors(folder, NETWORK_FILE)
+    tensors = _note.tensors(folder / NETWORK_FILE)
     path = folder / NETWORK_FILE
     fill(network, tensors, path, anatomy.shape.architecture)
     with torch.no_grad():

@@ -59,7 +59,7 @@ from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape, Site, weight_of
 from heptune.models.quantization import dequantize
-from heptune.techniques import _lora_peft, _peft
+from heptune.techniques import _lora_peft, _note, _peft
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._lora_peft import Size
 
@@ -129,7 +129,7 @@ class Lora:
         """
         stored = _lora_peft.read(folder, anatomy)
         config = stored.config
-        settings = _peft.noted_settings(folder, cls, anatomy.shape.architecture) or cls(
+        settings = _note.settings(folder / _peft.WEIGHTS_FILE, cls, anatomy.shape.architecture) or cls(
             rank=config["r"],
             alpha=config["lora_alpha"],
             targets=tuple(dict.fromkeys(site.role for site in stored.sizes)),

@@ -53,7 +53,7 @@ from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape
 from heptune.models.virtual import VirtualTokens
-from heptune.techniques import _peft, _soft_prompt
+from heptune.techniques import _note, _peft, _soft_prompt
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._soft_prompt import AttachedSoftPrompt, Table
 
@@ -167,7 +167,7 @@ class PTuning:
         PEFT keeps the vectors alone: its encoder is lost, and training goes on from them directly.
         """
         config = _soft_prompt.read_config(folder, "P_TUNING", anatomy, anatomy.shape.embedding)
-        settings = _peft.noted_settings(folder, cls, anatomy.shape.architecture) or cls(
+        settings = _note.settings(folder / _peft.WEIGHTS_FILE, cls, anatomy.shape.architecture) or cls(
             config["num_virtual_tokens"], encoder="none"
         )
         table = _soft_prompt.read_table(folder, anatomy.shape.embedding, anatomy, sum(settings.places))

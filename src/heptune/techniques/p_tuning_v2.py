@@ -55,7 +55,8 @@ class PTuningV2:
 
     Attributes:
         virtual_tokens: P, the positions that the prompt takes.
-        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init: what the prompt starts as: vocabulary (common words, drawn at random), text (the words of init_text), or
+            random.
         init_text: the text whose words the prompt starts as, repeated or cut to its length.
         start_from: the artifact of another prefix or P-Tuning v2 run whose prompt this one starts from, in place of
             `init`.
@@ -65,7 +66,7 @@ class PTuningV2:
     """
 
     virtual_tokens: int = 20
-    init: str = "words"
+    init: str = "vocabulary"
     init_text: str = ""
     start_from: str = ""
     reparameterised: bool = False

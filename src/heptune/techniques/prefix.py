@@ -53,7 +53,7 @@ from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, ModelShape
 from heptune.models.prefix import KeyValuePrefix, record
-from heptune.techniques import _peft, _soft_prompt
+from heptune.techniques import _note, _peft, _soft_prompt
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._soft_prompt import AttachedSoftPrompt, Table
 
@@ -64,7 +64,8 @@ class Prefix:
 
     Attributes:
         virtual_tokens: P, the positions that the prompt takes.
-        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init: what the prompt starts as: vocabulary (common words, drawn at random), text (the words of init_text), or
+            random.
         init_text: the text whose words the prompt starts as, repeated or cut to its length.
         reparameterised: whether keys and values come from the network, or are trained themselves.
         encoder_hidden: width of the network's hidden layer.
@@ -72,7 +73,7 @@ class Prefix:
     """
 
     virtual_tokens: int = 20
-    init: str = "words"
+    init: str = "vocabulary"
     init_text: str = ""
     reparameterised: bool = True
     encoder_hidden: int = 512
@@ -157,7 +158,7 @@ def restore_prefix(kind: Any, anatomy: Anatomy, folder: Path) -> AttachedSoftPro
     """A prefix from a folder of Heptune's or PEFT's."""
     shape = anatomy.shape
     config = _soft_prompt.read_config(folder, "PREFIX_TUNING", anatomy, shape.kv_heads * shape.head_width)
-    settings = _peft.noted_settings(folder, kind, shape.architecture) or kind(
+    settings = _note.settings(folder / _peft.WEIGHTS_FILE, kind, shape.architecture) or kind(
         config["num_virtual_tokens"], init="random", reparameterised=False
     )
     table = _soft_prompt.read_table(folder, _width(shape), anatomy, settings.virtual_tokens)

@@ -43,7 +43,7 @@ from typing import Any, ClassVar
 
 from heptune.models.anatomy import Anatomy, ModelShape
 from heptune.models.virtual import VirtualTokens
-from heptune.techniques import _peft, _soft_prompt
+from heptune.techniques import _note, _peft, _soft_prompt
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._soft_prompt import AttachedSoftPrompt, Table
 
@@ -54,13 +54,14 @@ class Prompt:
 
     Attributes:
         virtual_tokens: P, the positions that the prompt takes.
-        init: what the prompt starts as: words (common ones, drawn at random), text (the words of init_text), or random.
+        init: what the prompt starts as: vocabulary (common words, drawn at random), text (the words of init_text), or
+            random.
         init_text: the text whose words the prompt starts as, repeated or cut to its length.
         learning_rate: peak learning rate.
     """
 
     virtual_tokens: int = 20
-    init: str = "words"
+    init: str = "vocabulary"
     init_text: str = ""
     learning_rate: float = 1e-2
 
@@ -110,7 +111,7 @@ class Prompt:
     def restore(cls, anatomy: Anatomy, folder: Path) -> AttachedSoftPrompt:
         """Puts in a soft prompt that Heptune or PEFT saved."""
         config = _soft_prompt.read_config(folder, "PROMPT_TUNING", anatomy, anatomy.shape.embedding)
-        settings = _peft.noted_settings(folder, cls, anatomy.shape.architecture) or cls(
+        settings = _note.settings(folder / _peft.WEIGHTS_FILE, cls, anatomy.shape.architecture) or cls(
             config["num_virtual_tokens"], init="random"
         )
         table = _soft_prompt.read_table(folder, anatomy.shape.embedding, anatomy, settings.virtual_tokens)

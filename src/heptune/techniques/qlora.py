@@ -24,8 +24,9 @@ Use it when
 
 Rather not when
     the base fits: LoRA on the unrounded base is faster and starts from a better model. Rounding moves a linear layer's
-    weights by 9% (root mean square, relative to them), so even the untouched base answers a little differently, and
-    small bases suffer more than large ones.
+    weights by 9% (root mean square, relative to them), so the base is another one even before training. A small base
+    suffers: smollm2-135m's loss on 20 examples of the demo's validation part rose from 2.11 to 3.75 nats by the
+    rounding alone; 8 steps later it was 1.81 with LoRA and 2.06 with QLoRA.
 
 Paper
     Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", section 3: NF4, double quantization.
@@ -48,7 +49,7 @@ from typing import ClassVar
 from heptune.core.errors import TechniqueError
 from heptune.models.anatomy import Anatomy, Site
 from heptune.models.quantization import quantize
-from heptune.techniques import _peft
+from heptune.techniques import _note, _peft
 from heptune.techniques._lora_peft import Size
 from heptune.techniques.lora import AttachedLora, Lora
 
@@ -83,7 +84,7 @@ class QLora(Lora):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether Heptune noted QLoRA in a folder. PEFT's files do not tell on which base they were trained: LoRA's."""
-        return _peft.note(folder) is not None and _peft.recognises(folder, cls.name, "LORA")
+        return _note.read(folder / _peft.WEIGHTS_FILE) is not None and _peft.recognises(folder, cls.name, "LORA")
 
     def _put(self, anatomy: Anatomy, sizes: Mapping[Site, Size], seed: int, own_head: bool = False) -> AttachedLora:
         quantize(anatomy)
