@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from heptune.models.quantization import quantize
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from heptune import techniques
@@ -24,6 +23,7 @@ from heptune.engine.forward import Forward
 from heptune.engine.loop import Training
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
+from heptune.models.quantization import quantize
 from laws.cases import BATCH, TOKENS, disturb, logits
 from tiny import FAMILIES as TINY
 from tiny import IM_END, IM_START, PAD, VOCABULARY, tiny_model
