@@ -252,7 +252,7 @@ def test_columns_by_hand(heptune, base: Path, tmp_path: Path) -> None:
     ("words", "code", "message"),
     [
         (["BASE", "missing.jsonl"], 1, "error: missing.jsonl: there is no such file"),
-        (["BASE", "DATA", "--technique", "lorra"], 1, "did you mean lora?"),
+        (["BASE", "DATA", "--technique", "lorra"], 1, "did you mean lora or qlora?"),
         (["BASE", "DATA", "--rnk", "3"], 2, "--rank"),
         (["BASE", "DATA", "--epoch", "3"], 2, "--epochs"),
         (["BASE", "DATA", "--technique", "freeze", "--rank", "3"], 2, "there is no setting of freeze named '--rank'"),

@@ -101,7 +101,7 @@ def test_explain_prints_the_card_and_the_settings(heptune) -> None:
 def test_explain_of_an_unknown_name_lists_the_nearest(heptune) -> None:
     said = heptune("explain", "lorra")
     assert said.code == 1
-    assert said.err.startswith("error: ") and "did you mean lora?" in said.err
+    assert said.err.startswith("error: ") and "did you mean lora or qlora?" in said.err
 
 
 def _flat(table: str) -> str:

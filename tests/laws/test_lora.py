@@ -123,6 +123,20 @@ def test_merging_into_a_tied_head_leaves_the_input_embeddings(family: str, tmp_p
     assert torch.equal(logits(loaded), logits(anatomy))
 
 
+def test_dora_where_the_head_has_rows_of_zeros() -> None:
+    anatomy = dissect(tiny_model("llama"))
+    with torch.no_grad():
+        anatomy.head.weight[-3:] = 0
+    before = logits(anatomy)
+    attached = Lora(rank=2, targets=("head",), dora=True).attach(anatomy, seed=0)
+    assert torch.equal(logits(anatomy), before)
+    with Forward(anatomy).loss(BATCH) as batch:
+        batch.total.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in attached.parameters.values())
+    attached.merge()
+    assert_near(logits(anatomy), before, FLOAT32)
+
+
 def test_a_restored_lora_on_the_head_can_be_trained_on(tmp_path: Path) -> None:
     case = Case("lora", "all", "llama")
     _, attached = case.trained(torch.float32)

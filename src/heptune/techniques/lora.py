@@ -229,7 +229,8 @@ class LoraLinear(nn.Module):
     def norm(self) -> torch.Tensor:
         """||W + s B A|| of each output, [out]. The gradient takes it for a constant (DoRA's paper, section 4.3)."""
         updated = weight_of(self.base, self.site.transposed).to(self.A.dtype)
-        return torch.linalg.vector_norm(torch.addmm(updated, self.B, self.A, alpha=self.scale), dim=1)
+        norm = torch.linalg.vector_norm(torch.addmm(updated, self.B, self.A, alpha=self.scale), dim=1)
+        return norm.clamp_min(torch.finfo(norm.dtype).tiny)  # some heads are filled up with rows of zeros
 
     def _keep(self, x: torch.Tensor) -> torch.Tensor:
         """The dropout mask of this step: a function of (step seed, site), so recomputing and resuming give it again."""
@@ -243,7 +244,7 @@ class LoraLinear(nn.Module):
         matrix = weight_of(self.base, self.site.transposed).double()
         matrix = matrix + self.scale * (self.B.double() @ self.A.double())
         if self.magnitude is not None:
-            matrix = matrix * (self.magnitude.double() / torch.linalg.vector_norm(matrix, dim=1))[:, None]
+            matrix = matrix * (self.magnitude / self.norm()).double()[:, None]
         return matrix.T if self.site.transposed else matrix
 
 
