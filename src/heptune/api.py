@@ -451,7 +451,7 @@ def _check_quantization(technique: Technique, settings: Settings) -> None:
     if settings.quantize is not None and "trains_base" in technique.capabilities:
         raise UsageError(
             f"{technique.name} trains the base's own weights, and a weight in 4 bits cannot be trained; "
-            "leave quantize out, or take a technique that keeps the base frozen, like qlora"
+            "leave quantize out, or take a technique that keeps the base frozen"
         )
     if settings.quantize is not None or "quantizes_base" in technique.capabilities:
         require_library()
