@@ -80,7 +80,7 @@ def test_replies_are_the_likeliest_tokens_and_arrive_as_they_grow(scorer: Scorer
     messages = [Message("user", "Where is it?")]
     pieces: list[str] = []
     model = scorer.forward.anatomy.model
-    said = reply(dissect(model), scorer.template, messages, Sampling(max_tokens=12), pieces.append)
+    said = reply(scorer.forward.anatomy, scorer.template, messages, Sampling(max_tokens=12), pieces.append)
     tokens = scorer.template.prompt(messages)
     start = len(tokens)
     while len(tokens) < start + 12 and tokens[-1] not in scorer.template.stop_tokens:
