@@ -32,7 +32,8 @@ Rather not when
     every layer, or LoRA.
 
 Paper
-    Liu et al. 2021, "GPT Understands, Too", section 2.2; its code has a two-layer LSTM of half the base's width.
+    Liu et al. 2021, "GPT Understands, Too", the method's parts on architecture and optimization; its code has a
+    two-layer LSTM of half the base's width.
 
 Differs from the paper
     The answer is generated and scored as text, instead of a single word at a mask. The default places all pseudo
@@ -81,7 +82,7 @@ class PTuning:
     prompt_template: str = ""
     encoder: str = "lstm"
     encoder_hidden: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-3
 
     name: ClassVar[str] = "p_tuning"
     capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "virtual_tokens"})
