@@ -68,7 +68,7 @@ class PTuning:
     """P-Tuning's hyperparameters.
 
     Attributes:
-        virtual_tokens: P, the positions that the prompt takes.
+        virtual_tokens: P, the positions that the prompt takes; not set: those of prompt_template, else 20.
         prompt_template: where they stand: "{p:12} text {p:8}" puts 12 before the text and 8 between it and the answer.
             All are in front where it is empty.
         encoder: what gives their vectors: lstm (bidirectional, two layers, then a network; the paper's), mlp (a
