@@ -1,6 +1,6 @@
 """P-Tuning from its equation: h = MLP(BiLSTM(E)), or h = MLP(E), or h = E; the h stand where pseudo tokens do.
 
-Liu et al. 2021, section 2.2. The LSTM is written out gate by gate (Hochreiter & Schmidhuber 1997, as torch orders them:
+Liu et al. 2021. The LSTM is written out gate by gate (Hochreiter & Schmidhuber 1997, as torch orders them:
 input, forget, cell, output).
 """
 

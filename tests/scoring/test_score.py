@@ -80,7 +80,7 @@ def test_replies_are_the_likeliest_tokens_and_arrive_as_they_grow(scorer: Scorer
     messages = [Message("user", "Where is it?")]
     pieces: list[str] = []
     model = scorer.forward.anatomy.model
-    said = reply(dissect(model), scorer.template, messages, Sampling(max_tokens=12), pieces.append)
+    said = reply(scorer.forward.anatomy, scorer.template, messages, Sampling(max_tokens=12), pieces.append)
     tokens = scorer.template.prompt(messages)
     start = len(tokens)
     while len(tokens) < start + 12 and tokens[-1] not in scorer.template.stop_tokens:
@@ -92,6 +92,6 @@ def test_replies_are_the_likeliest_tokens_and_arrive_as_they_grow(scorer: Scorer
 def test_a_seed_gives_the_same_reply_again(scorer: Scorer) -> None:
     def said(seed: int) -> str:
         sampling = Sampling(max_tokens=12, temperature=1.5, seed=seed)
-        return reply(scorer.forward.anatomy.model, scorer.template, [Message("user", "Where?")], sampling)
+        return reply(scorer.forward.anatomy, scorer.template, [Message("user", "Where?")], sampling)
 
     assert said(1) == said(1) and len({said(seed) for seed in range(4)}) > 1

@@ -32,7 +32,8 @@ Rather not when
     every layer, or LoRA.
 
 Paper
-    Liu et al. 2021, "GPT Understands, Too", section 2.2; its code has a two-layer LSTM of half the base's width.
+    Liu et al. 2021, "GPT Understands, Too", the method's parts on architecture and optimization; its code has a
+    two-layer LSTM of half the base's width.
 
 Differs from the paper
     The answer is generated and scored as text, instead of a single word at a mask. The default places all pseudo
@@ -67,7 +68,7 @@ class PTuning:
     """P-Tuning's hyperparameters.
 
     Attributes:
-        virtual_tokens: P, the positions that the prompt takes.
+        virtual_tokens: P, the positions that the prompt takes; not set: those of prompt_template, else 20.
         prompt_template: where they stand: "{p:12} text {p:8}" puts 12 before the text and 8 between it and the answer.
             All are in front where it is empty.
         encoder: what gives their vectors: lstm (bidirectional, two layers, then a network; the paper's), mlp (a
@@ -81,7 +82,7 @@ class PTuning:
     prompt_template: str = ""
     encoder: str = "lstm"
     encoder_hidden: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-3
 
     name: ClassVar[str] = "p_tuning"
     capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "virtual_tokens"})

@@ -30,7 +30,7 @@ Paper
     section 3.
 
 Differs from the paper
-    Labels are words that the base generates, as the paper also tries (table 5, "verbalizer"); heads come with the
+    Labels are words that the base generates, as the paper also tries ("verbalizer"); heads come with the
     tasks that need them. Several tasks are learned by one prompt when their examples stand in one file; `start_from`
     starts one task's prompt from another's. The prompt starts from the keys and values of real words by default, the
     paper's at random. In layers with a sliding window it leaves the window like any other position.
@@ -71,7 +71,7 @@ class PTuningV2:
     start_from: str = ""
     reparameterised: bool = False
     encoder_hidden: int = 512
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
 
     name: ClassVar[str] = "p_tuning_v2"
     capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "kv_prefix"})

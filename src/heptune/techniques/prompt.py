@@ -19,7 +19,7 @@ Costs
     every layer: the gradient has to come back to the input, so a step takes about as long as with LoRA.
 
 Use it when
-    the base is large (in the paper, prompts reach full tuning at 10 billion parameters), the task is near to what it
+    the base is large (in the paper, prompts reach full tuning at 11 billion parameters), the task is near to what it
     can do when asked, and many tasks share one base.
 
 Rather not when
@@ -63,7 +63,7 @@ class Prompt:
     virtual_tokens: int = 20
     init: str = "vocabulary"
     init_text: str = ""
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
 
     name: ClassVar[str] = "prompt"
     capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "virtual_tokens"})
