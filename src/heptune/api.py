@@ -349,7 +349,12 @@ def open_run(folder: str | Path, *, listener: Listener = ignore) -> Tuned:
 
 
 def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> transformers.PreTrainedModel:
-    """A base with an artifact on it, as a transformers model: written by Heptune, or a LoRA written by PEFT."""
+    """A base with an artifact on it, as a transformers model. The artifact is Heptune's own, PEFT's (LoRA, prefix,
+    prompt, P-Tuning) or AdapterHub's (bottleneck adapters).
+
+    The model takes plain token ids. Only P-Tuning's pseudo tokens behind the text have to stand among them (ids -1, -2,
+    ..., those in front first), since a model cannot know where the answer begins; `open_run` puts them there.
+    """
     path = Path(folder)
     technique = techniques.recognise(path)
     loaded = load_base(base, dtype=_dtype(technique.capabilities), listener=listener)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from heptune import techniques
 from heptune.core.errors import TechniqueError
 from heptune.data.record import Message
 from heptune.engine.forward import Forward, require_positions
+from heptune.engine.optimizer import adamw
 from heptune.models.anatomy import dissect
 from heptune.models.prefix import record
 from heptune.scoring.generate import Sampling, reply
@@ -70,6 +72,32 @@ def test_words_start_as_the_base_reads_them(family: str) -> None:
         with torch.no_grad():
             got = fresh.model(input_ids=torch.tensor([text]), use_cache=False).logits[0]
         assert_near(got, want, FLOAT32, technique.name)
+
+
+@pytest.mark.parametrize(
+    "technique", [Prompt(3), PTuning(3), Prefix(3, encoder_hidden=4), PTuningV2(3)], ids=lambda t: t.name
+)
+def test_nothing_old_is_used_after_a_step_of_a_fused_optimizer(technique: Prompt) -> None:
+    """Fused AdamW changes weights without raising their version: what was folded before must not be used."""
+    anatomy = dissect(tiny_model("llama"))
+    attached = technique.attach(anatomy, 0)
+    forward = Forward(anatomy)
+    optimizer = adamw(attached.parameters, weight_decay=0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    seen = []
+    for step in range(3):
+        attached.begin_step(None)
+        with torch.no_grad():
+            table = attached.network().clone()
+        assert torch.equal(attached.saved()["prompt_embeddings"], table)
+        seen.append((logits(anatomy), table))
+        attached.begin_step(step)
+        with forward.loss(BATCH) as batch:
+            batch.total.backward()
+        optimizer.step()
+    for before, after in pairwise(seen):
+        assert not torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
 def test_a_text_is_repeated_or_cut_to_the_prompts_length() -> None:

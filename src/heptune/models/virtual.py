@@ -16,7 +16,7 @@ import torch
 from heptune.models.anatomy import Anatomy
 from heptune.models.prefix import KeyValuePrefix, record
 
-# Gives the vectors, [P, d].
+# Gives the vectors, [P, d]; where nothing is differentiated, the same tensor as long as they have not changed.
 Vectors = Callable[[], torch.Tensor]
 
 
@@ -29,7 +29,7 @@ class VirtualTokens:
     def __init__(self, anatomy: Anatomy, front: int, inner: int, vectors: Vectors) -> None:
         self.anatomy, self.vectors = anatomy, vectors
         self._virtual: torch.Tensor | None = None
-        self._kept: tuple[torch.Tensor, int, torch.Tensor] | None = None  # vectors, their version, what they give
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None  # the vectors, and the keys and values they give
         embedding = anatomy.model.get_input_embeddings()
         self._hooks = [
             embedding.register_forward_pre_hook(self._before_embedding),
@@ -67,6 +67,6 @@ class VirtualTokens:
         if torch.is_grad_enabled():
             return record(self.anatomy, self._ids)
         vectors = self.vectors()
-        if self._kept is None or self._kept[0] is not vectors or self._kept[1] != vectors._version:
-            self._kept = (vectors, vectors._version, record(self.anatomy, self._ids))
-        return self._kept[2]
+        if self._kept is None or self._kept[0] is not vectors:
+            self._kept = (vectors, record(self.anatomy, self._ids))
+        return self._kept[1]

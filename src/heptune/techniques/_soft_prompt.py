@@ -75,7 +75,8 @@ class AttachedSoftPrompt:
         weight = anatomy.model.get_input_embeddings().weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.network = network.to(device=weight.device, dtype=dtype)
-        self._folded: tuple[list[int], torch.Tensor] | None = None
+        self._steps = 0
+        self._folded: tuple[tuple[int, ...], torch.Tensor] | None = None
         self._place = place(self)
 
     @property
@@ -84,17 +85,22 @@ class AttachedSoftPrompt:
         return dict(self.network.named_parameters())
 
     def table(self) -> torch.Tensor:
-        """The vectors, [P, width]. Where nothing is differentiated the network runs once for each state of its
-        weights."""
-        if torch.is_grad_enabled() or isinstance(self.network, Table):
+        """The vectors, [P, width].
+
+        Where nothing is differentiated, the network runs once for each state of its weights, and the same tensor is
+        given until they change.
+        """
+        if torch.is_grad_enabled():
             return self.network()
-        versions = [p._version for p in self.network.parameters()]
-        if self._folded is None or self._folded[0] != versions:
-            self._folded = (versions, self.network())
+        state = (self._steps, *(p._version for p in self.network.parameters()))
+        if self._folded is None or self._folded[0] != state:
+            self._folded = (state, self.network().clone())
         return self._folded[1]
 
     def begin_step(self, seed: int | None) -> None:
-        """Nothing here is random."""
+        """Nothing here is random. But fused optimizers change weights without counting it as a change (`_version`), so
+        what was folded before this call is not used after it."""
+        self._steps += 1
 
     def saved(self) -> dict[str, torch.Tensor]:
         """The folded table, and the network that it comes from where there is one."""
