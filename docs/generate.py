@@ -260,26 +260,19 @@ def speed(workload: str) -> str:
     def ratio(spread: dict[str, float] | None) -> str:
         return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})" if spread else ""
 
-    rows = [
-        (
-            f"`{name}`",
-            f"{row['tokens_per_second']:.0f}",
-            ratio(row["ratio_to_trainer"]),
-            ratio(row["ratio_to_best_trl"]),
-            f"{row['peak_memory_mib']:.0f}",
-            "" if row["largest_loss_difference"] is None else f"{row['largest_loss_difference']:.0e}",
-        )
-        for name, row in report["summary"][workload].items()
-    ]
-    headers = (
-        "contender",
-        "real tokens/s",
-        "x trainer",
-        "x best of TRL",
-        "peak MiB above the model",
-        "loss differs by",
-    )
-    return table(headers, rows)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "real tokens/s": lambda row: f"{row['tokens_per_second']:.0f}",
+        "x trainer": lambda row: ratio(row["ratio_to_trainer"]),
+        "x best of TRL": lambda row: ratio(row["ratio_to_best_trl"]),
+        "peak MiB above the model": lambda row: f"{row['peak_memory_mib']:.0f}",
+        "loss differs by": lambda row: (
+            "" if row["largest_loss_difference"] is None else f"{row['largest_loss_difference']:.0e}"
+        ),
+    }
+    rows = report["summary"][workload]
+    told = {head: cell for head, cell in columns.items() if any(cell(row) for row in rows.values())}
+    lines = ((f"`{name}`", *(cell(row) for cell in told.values())) for name, row in rows.items())
+    return table(("contender", *told), lines)
 
 
 def matrix(technique: str) -> str:
