@@ -251,9 +251,9 @@ def _search(found: dict[str, Any]) -> str:
     return ", ".join(texts) + (" (at the edge of what was tried)" if found["at_the_edge"] else "")
 
 
-def speed(workload: str) -> str:
-    """Training speed beside the peers', from docs/results/train_cpu_WORKLOAD.json."""
-    report = _report(f"train_cpu_{workload}")
+def speed(name: str) -> str:
+    """Training speed on one workload beside the peers', from docs/results/train_cpu_NAME.json."""
+    report = _report(f"train_cpu_{name}")
     if not report:
         return "Not measured yet.\n"
 
@@ -269,7 +269,7 @@ def speed(workload: str) -> str:
             "" if row["largest_loss_difference"] is None else f"{row['largest_loss_difference']:.0e}"
         ),
     }
-    rows = report["summary"][workload]
+    (rows,) = report["summary"].values()
     told = {head: cell for head, cell in columns.items() if any(cell(row) for row in rows.values())}
     lines = ((f"`{name}`", *(cell(row) for cell in told.values())) for name, row in rows.items())
     return table(("contender", *told), lines)
