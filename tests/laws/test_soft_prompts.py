@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
 
 from heptune import techniques
@@ -204,6 +206,30 @@ def test_an_attention_that_cannot_be_reached_is_refused(technique: Prompt) -> No
     config = GPTJConfig(n_embd=32, n_layer=2, n_head=4, rotary_dim=4, vocab_size=VOCABULARY, n_positions=64)
     with pytest.raises(TechniqueError, match=r"GPTJForCausalLM .* lora, freeze, full"):
         technique.attach(dissect(GPTJForCausalLM(config).eval()), 0)
+
+
+_SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+_EXPERTS = {"num_experts_per_tok": 1, "vocab_size": VOCABULARY, "initializer_range": 0.1, "pad_token_id": 0}
+_LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6}
+_LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+# Attention sinks; keys and values of different widths; a layer without attention.
+UNLIKE: dict[str, dict[str, Any]] = {
+    "GptOss": {"num_local_experts": 2, "head_dim": 8, "num_key_value_heads": 2},
+    "DeepseekV3": {**_LATENT, "n_routed_experts": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16},
+    "Qwen3Next": {**_LINEAR, "num_experts": 2, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("technique", [Prompt(3), Prefix(3, init="random"), PTuningV2(3)], ids=lambda t: t.name)
+@pytest.mark.parametrize("kind", list(UNLIKE))
+def test_attention_that_takes_no_prefix_is_refused(kind: str, technique: Prompt) -> None:
+    """Without words about it such a model would compute something else, with the prompt or even without it."""
+    config = getattr(transformers, f"{kind}Config")(**_SMALL, **_EXPERTS, **UNLIKE[kind])
+    anatomy = dissect(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
+    before = logits(anatomy)
+    with pytest.raises(TechniqueError, match=f"{kind}ForCausalLM .* lora, freeze, full"):
+        technique.attach(anatomy, 0)
+    assert torch.equal(logits(anatomy), before)
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -115,6 +115,7 @@ class AttentionState:
     - `prefix`: each layer's keys and values that stand before every sequence, or None
     - `past`: in an ordinary call, how many tokens of the sequence the cache holds already
     - `record`: where set, each layer puts its keys and values there, by its index
+    - `takes_prefixes`: whether the architecture was found to take a prefix (see `models/prefix.py`)
     """
 
     def __init__(self) -> None:
@@ -122,6 +123,7 @@ class AttentionState:
         self.prefix: list[KeyValue] | None = None
         self.past = 0
         self.record: dict[int, KeyValue] | None = None
+        self.takes_prefixes = False
 
     @contextmanager
     def over(self, visibility: Visibility) -> Iterator[None]:
@@ -278,9 +280,14 @@ def install(model: torch.nn.Module) -> AttentionState | None:
         model.set_attn_implementation(before)
         return None
     # A second call shares the first one's state, so that both callers' forests are attended to.
-    states = (getattr(module, "heptune_attention", None) for module in model.modules())
-    state = next((found for found in states if found is not None), None) or AttentionState()
+    state = shared_state(model) or AttentionState()
     for module in model.modules():
         if getattr(module, "layer_idx", None) is not None:
             module.heptune_attention = state
     return state
+
+
+def shared_state(model: torch.nn.Module) -> AttentionState | None:
+    """What the attention modules of a model share already; None before the first `install`."""
+    states = (getattr(module, "heptune_attention", None) for module in model.modules())
+    return next((found for found in states if found is not None), None)
