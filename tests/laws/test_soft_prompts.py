@@ -190,6 +190,19 @@ def test_replies_see_the_prompt_where_training_put_it(technique: PTuning, family
     assert "".join(pieces) == template.tokenizer.decode(expected, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}], ids=str)
+def test_replies_are_the_models_own_whatever_habits_its_files_bring(settings: dict[str, Any]) -> None:
+    """A repetition penalty looks every id of the prompt up; a virtual token has none."""
+    said = []
+    for habits in ({}, settings):
+        anatomy = dissect(tiny_model("llama"))
+        disturb(PTuning(prompt_template="{p:2} text {p:3}").attach(anatomy, 0))
+        for name, value in habits.items():
+            setattr(anatomy.model.generation_config, name, value)
+        said.append(reply(anatomy, ChatTemplate(tiny_tokenizer()), MESSAGES, Sampling(max_tokens=12)))
+    assert said[0] == said[1]
+
+
 def test_scarce_positions_are_told_with_a_way_out() -> None:
     anatomy = dissect(tiny_model("gpt2", n_positions=20))
     PTuningV2(8).attach(anatomy, 0)

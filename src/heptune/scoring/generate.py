@@ -28,6 +28,11 @@ class Sampling:
     seed: int = 0
 
 
+# Some bases bring such habits in generation_config.json (Qwen2.5 a repetition penalty). With them the likeliest token
+# is another one, and a penalty looks up the logit of every id in the prompt: a virtual token has none.
+_AS_THE_MODEL_SAYS: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+
 def reply(
     anatomy: Anatomy,
     template: ChatTemplate,
@@ -53,6 +58,7 @@ def reply(
             eos_token_id=list(template.stop_tokens),
             pad_token_id=template.stop_tokens[0],
             streamer=streamer,
+            **_AS_THE_MODEL_SAYS,
             **choice,
         )
     return _text(template, output[0, len(prompt) :].tolist())
