@@ -25,7 +25,7 @@ from heptune.techniques.p_tuning import PTuning
 from heptune.techniques.p_tuning_v2 import PTuningV2
 from heptune.techniques.prefix import Prefix
 from heptune.techniques.prompt import Prompt
-from laws.cases import BATCH, disturb, example, logits, saved
+from laws.cases import BATCH, TOKENS, disturb, example, logits, saved
 from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tolerances import FLOAT32, assert_near
 
@@ -201,6 +201,16 @@ def test_replies_are_the_models_own_whatever_habits_its_files_bring(settings: di
             setattr(anatomy.model.generation_config, name, value)
         said.append(reply(anatomy, ChatTemplate(tiny_tokenizer()), MESSAGES, Sampling(max_tokens=12)))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("technique", [Prompt(3), PTuning(3), Prefix(3), PTuningV2(3)], ids=lambda t: t.name)
+def test_embedded_words_see_the_prompt_too(technique: Prompt) -> None:
+    anatomy = dissect(tiny_model("llama"))
+    disturb(technique.attach(anatomy, 0))
+    words = anatomy.model.get_input_embeddings()(TOKENS)
+    with torch.no_grad():
+        got = anatomy.model(inputs_embeds=words, use_cache=False).logits
+    assert_near(got, logits(anatomy), FLOAT32)
 
 
 def test_scarce_positions_are_told_with_a_way_out() -> None:
