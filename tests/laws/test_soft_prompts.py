@@ -213,6 +213,26 @@ def test_embedded_words_see_the_prompt_too(technique: Prompt) -> None:
     assert_near(got, logits(anatomy), FLOAT32)
 
 
+@pytest.mark.parametrize("technique", [Prompt(4), Prefix(4), PTuningV2(4)], ids=lambda t: t.name)
+@pytest.mark.parametrize("family", ["llama", "gpt2", *WINDOWED])
+def test_padding_on_the_left_changes_nothing(technique: Prompt, family: str) -> None:
+    """A window is counted from where a sequence begins, and the padding before it takes no place in it."""
+    anatomy = dissect(tiny_model(family))
+    disturb(technique.attach(anatomy, 0))
+    text, pad = TOKENS[:1, :5], torch.zeros(1, 5, dtype=torch.int64)
+    padded = torch.cat([pad, text], dim=1)
+    mask = torch.cat([pad, torch.ones_like(text)], dim=1)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        want = anatomy.model(input_ids=text, use_cache=False).logits
+        got = anatomy.model(input_ids=padded, attention_mask=mask, position_ids=position, use_cache=False).logits
+    assert_near(got[:, 5:], want, FLOAT32)
+    settings = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
+    alone = anatomy.model.generate(input_ids=text, attention_mask=torch.ones_like(text), **settings)
+    beside = anatomy.model.generate(input_ids=padded, attention_mask=mask, **settings)
+    assert torch.equal(beside[:, 10:], alone[:, 5:])
+
+
 def test_scarce_positions_are_told_with_a_way_out() -> None:
     anatomy = dissect(tiny_model("gpt2", n_positions=20))
     PTuningV2(8).attach(anatomy, 0)

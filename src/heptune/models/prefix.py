@@ -54,12 +54,13 @@ class KeyValuePrefix:
         self.state.prefix = None if found is None else _by_layer(found)
         if found is None:
             return args, kwargs
-        cache = kwargs.get("past_key_values")
-        self.state.past = 0 if cache is None else int(cache.get_seq_length())
         position = kwargs.get("position_ids")
         if position is None:
             rows = ids if ids is not None else kwargs["inputs_embeds"]
-            position = torch.arange(self.state.past, self.state.past + rows.shape[1], device=rows.device)[None]
+            cache = kwargs.get("past_key_values")
+            past = 0 if cache is None else int(cache.get_seq_length())
+            position = torch.arange(past, past + rows.shape[1], device=rows.device)[None]
+        self.state.position = position
         return args, {**kwargs, "position_ids": position + self.length}
 
 
@@ -133,7 +134,7 @@ def _agrees(anatomy: Anatomy, state: AttentionState, want: torch.Tensor) -> bool
         found = _record(anatomy, state, probe[:_PROBE_PREFIX])
         if found.shape != (2 * shape.layers, shape.kv_heads, _PROBE_PREFIX, shape.head_width):
             return False
-        state.prefix, state.past = _by_layer(found), 0
+        state.prefix, state.position = _by_layer(found), position - _PROBE_PREFIX
         got = anatomy.model(input_ids=probe[None, _PROBE_PREFIX:], position_ids=position, use_cache=False).logits[0]
     except (RuntimeError, LookupError, TypeError, ValueError):
         return False
