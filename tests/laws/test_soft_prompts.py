@@ -12,7 +12,7 @@ import transformers
 from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
 
 from heptune import techniques
-from heptune.core.errors import TechniqueError
+from heptune.core.errors import BaseModelError, TechniqueError
 from heptune.data.record import Message
 from heptune.engine.forward import Forward, require_positions
 from heptune.engine.optimizer import adamw
@@ -242,6 +242,26 @@ def test_scarce_positions_are_told_with_a_way_out() -> None:
     ):
         require_positions(anatomy, BATCH)
     require_positions(dissect(tiny_model("gpt2", n_positions=20)), BATCH)
+
+
+@pytest.mark.parametrize(
+    "technique", [Prompt(8), PTuning(prompt_template="{p:3} text {p:5}"), PTuningV2(8)], ids=lambda t: t.name
+)
+def test_scarce_positions_are_told_at_use_too(technique: Prompt) -> None:
+    """Training looks at its own examples; validation, evaluation and conversations may be longer."""
+    anatomy = dissect(tiny_model("gpt2", n_positions=60))
+    forward, template = Forward(anatomy), ChatTemplate(tiny_tokenizer())
+    technique.attach(anatomy, 0)
+    long = example([5] * 55, {54})
+    with pytest.raises(TechniqueError, match=r"longest example has 55 tokens, .*tokens 5 or --max-length 52"):
+        list(forward.portions([long], 4096))
+    with pytest.raises(TechniqueError, match=r"has 60 positions; tune with --max-length 52"):
+        require_positions(anatomy, [example([5] * 61, {60})])
+    length = len(template.prompt(MESSAGES[:1]))
+    assert length + 8 < 60 < length + 8 + 256
+    reply(anatomy, template, MESSAGES[:1], Sampling(max_tokens=256))
+    with pytest.raises(BaseModelError, match=r"takes 8 positions and GPT2LMHeadModel has 60 positions: none is left"):
+        reply(anatomy, template, [Message("user", "What is the capital? " * 20)], Sampling(max_tokens=5))
 
 
 @pytest.mark.parametrize("technique", [Prompt(3), PTuning(3), Prefix(3), PTuningV2(3)], ids=lambda t: t.name)
