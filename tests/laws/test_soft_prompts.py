@@ -102,6 +102,14 @@ def test_nothing_old_is_used_after_a_step_of_a_fused_optimizer(technique: Prompt
         assert not torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_random_vectors_are_as_large_as_words_that_the_model_reads(family: str) -> None:
+    anatomy = dissect(tiny_model(family))
+    words = anatomy.model.get_input_embeddings()(torch.arange(VOCABULARY)).detach()
+    vectors = Prompt(200, init="random").attach(anatomy, 0).saved()["prompt_embeddings"]
+    assert float(vectors.std()) == pytest.approx(float(words.std()), rel=0.05)
+
+
 def test_a_text_is_repeated_or_cut_to_the_prompts_length() -> None:
     anatomy = dissect(tiny_model("llama"))
     words = anatomy.model.get_input_embeddings().weight

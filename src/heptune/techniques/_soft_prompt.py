@@ -226,6 +226,14 @@ def embedded_words(
         return anatomy.model.get_input_embeddings()(ids).clone()
 
 
+@torch.no_grad()
+def deviation_of_words(anatomy: Anatomy) -> float:
+    """The standard deviation of the common words' embeddings as the model reads them: Gemma's scales its weights."""
+    embedding = anatomy.model.get_input_embeddings()
+    common = torch.arange(min(COMMON_TOKENS, anatomy.shape.vocabulary), device=embedding.weight.device)
+    return float(embedding(common).float().std())
+
+
 def normal(shape: tuple[int, ...], deviation: float, seed: int, name: str) -> torch.Tensor:
     """Normal numbers, a function of the seed."""
     drawn = generator(seed, name, "normal").standard_normal(shape) * deviation
