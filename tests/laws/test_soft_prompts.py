@@ -166,8 +166,19 @@ def test_one_tasks_prompt_starts_from_anothers(
     again = dissect(tiny_model("llama"))
     PTuningV2.restore(again, saved(started, tmp_path / "second"))
     assert torch.equal(logits(again), logits(fresh))
-    with pytest.raises(TechniqueError, match="prompt_embeddings is"):
+    run = PTuningV2(3, start_from=str(tmp_path), reparameterised=reparameterised, encoder_hidden=4)
+    assert tmp_path / "artifact" == folder, "a run directory holds its artifact under this name"
+    run.attach(direct := dissect(tiny_model("llama")), 0)
+    assert_near(logits(direct), logits(anatomy), FLOAT32)
+    with pytest.raises(TechniqueError, match="has 3 virtual tokens and virtual_tokens is 4; use --virtual-tokens 3"):
         PTuningV2(4, start_from=str(folder)).attach(dissect(tiny_model("llama")), 0)
+
+
+def test_a_start_from_something_else_says_what_is_needed(tmp_path: Path) -> None:
+    other = saved(Prompt(3).attach(dissect(tiny_model("llama")), 0), tmp_path / "prompt")
+    for folder in (tmp_path / "missing", tmp_path, other):
+        with pytest.raises(TechniqueError, match="holds no prefix; name a run of prefix or p_tuning_v2"):
+            PTuningV2(3, start_from=str(folder)).attach(dissect(tiny_model("llama")), 0)
 
 
 @pytest.mark.parametrize(

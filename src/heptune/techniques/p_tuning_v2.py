@@ -58,8 +58,8 @@ class PTuningV2:
         init: what the prompt starts as: vocabulary (common words, drawn at random), text (the words of init_text), or
             random.
         init_text: the text whose words the prompt starts as, repeated or cut to its length.
-        start_from: the artifact of another prefix or P-Tuning v2 run whose prompt this one starts from, in place of
-            `init`.
+        start_from: another run of prefix or p_tuning_v2 (or its artifact's folder) whose prompt this one starts from,
+            in place of `init`. Both have the same virtual_tokens.
         reparameterised: whether keys and values come from the network, or are trained themselves.
         encoder_hidden: width of the network's hidden layer.
         learning_rate: peak learning rate.
