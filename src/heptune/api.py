@@ -114,7 +114,12 @@ def tune(
         "threads": torch.get_num_threads(),
     }
     run = Run.create(folder, manifest)
-    return _train(run, loaded, chosen, goal, template, parts, knobs, listener)
+    try:
+        return _train(run, loaded, chosen, goal, template, parts, knobs, listener)
+    except HeptuneError:
+        if run.manifest["status"] == "new":  # the technique does not fit the base, or the like: nothing to resume
+            run.discard()
+        raise
 
 
 def resume(folder: str | Path, *, listener: Listener = ignore) -> Run:
