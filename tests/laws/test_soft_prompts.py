@@ -290,6 +290,20 @@ def test_an_attention_that_cannot_be_reached_is_refused(technique: Prompt) -> No
         technique.attach(dissect(GPTJForCausalLM(config).eval()), 0)
 
 
+@pytest.mark.parametrize("second", [Prompt(3), PTuning(3), Prefix(3), PTuningV2(3)], ids=lambda t: t.name)
+@pytest.mark.parametrize("first", [Prompt(4), PTuning(4), Prefix(4), PTuningV2(4)], ids=lambda t: t.name)
+def test_one_after_another_but_not_two_at_once(first: Prompt, second: Prompt) -> None:
+    """Two would each move the positions, and the later one's keys and values would stand in for the earlier one's."""
+    anatomy, fresh = (dissect(tiny_model("llama")) for _ in range(2))
+    attached = first.attach(anatomy, 0)
+    with pytest.raises(TechniqueError, match="LlamaForCausalLM has virtual tokens already; detach"):
+        second.attach(anatomy, 0)
+    attached.detach()
+    second.attach(anatomy, 0)
+    second.attach(fresh, 0)
+    assert torch.equal(logits(anatomy), logits(fresh))
+
+
 _SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _EXPERTS = {"num_experts_per_tok": 1, "vocab_size": VOCABULARY, "initializer_range": 0.1, "pad_token_id": 0}
 _LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6}

@@ -69,6 +69,11 @@ class AttachedSoftPrompt:
         network: nn.Module,
         place: Callable[[AttachedSoftPrompt], KeyValuePrefix | VirtualTokens],
     ) -> None:
+        if anatomy.placement.positions:
+            raise TechniqueError(
+                f"{settings.name}: {anatomy.shape.architecture} has virtual tokens already; detach the technique that "
+                "put them in"
+            )
         self.settings, self.anatomy = settings, anatomy
         for parameter in anatomy.model.parameters():
             parameter.requires_grad_(False)
