@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
 
 from heptune import techniques
@@ -146,6 +147,23 @@ def test_a_network_of_another_training_is_refused(tmp_path: Path) -> None:
     (folders[0] / name).write_bytes((folders[1] / name).read_bytes())
     with pytest.raises(TechniqueError, match="different trainings"):
         Prefix.restore(dissect(tiny_model("llama")), folders[0])
+
+
+def test_a_network_that_ran_on_a_gpu_is_accepted(tmp_path: Path) -> None:
+    """There an LSTM's weights are rounded to 10 bits behind the point before they are multiplied (TF32)."""
+    attached = PTuning(20).attach(dissect(tiny_model("llama")), 0)
+    with torch.no_grad():
+        for parameter in attached.parameters.values():
+            parameter.mul_(3)  # as training makes them grow
+        exact = {name: parameter.clone() for name, parameter in attached.parameters.items()}
+        for name, parameter in attached.parameters.items():
+            if "mlp" not in name:
+                parameter.copy_(((parameter.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32))
+    folder = saved(attached, tmp_path / "artifact")
+    save_file(exact, folder / "prompt_network.safetensors")
+    restored = PTuning.restore(dissect(tiny_model("llama")), folder)
+    for name, parameter in restored.parameters.items():
+        assert torch.equal(parameter, exact[name])
 
 
 @pytest.mark.parametrize(
