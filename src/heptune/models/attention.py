@@ -170,8 +170,7 @@ def forest_attention(
 
 
 def prefix_visible(position: torch.Tensor, prefix: int, window: int | None) -> torch.Tensor:
-    """Which of `prefix` positions a token sees that is the `position`-th [.., T] of its own sequence: [.., T, P], bool.
-    """
+    """Which of `prefix` positions a token sees, the `position`-th [.., T] of its own sequence: [.., T, P], bool."""
     distance = position[..., None] + prefix - torch.arange(prefix, device=position.device)
     return torch.ones_like(distance, dtype=torch.bool) if window is None else distance < window
 

@@ -32,8 +32,10 @@ Paper
 Differs from the paper
     Labels are words that the base generates, as the paper also tries ("verbalizer"); heads come with the
     tasks that need them. Several tasks are learned by one prompt when their examples stand in one file; `start_from`
-    starts one task's prompt from another's. The prompt starts from the keys and values of real words by default, the
-    paper's at random. In layers with a sliding window it leaves the window like any other position.
+    starts one task's prompt from another's. The paper finds the network of Prefix Tuning useful for some tasks and
+    harmful for others; here it is off unless `reparameterised` is set. The prompt starts from the keys and values of
+    real words by default, the paper's at random. In layers with a sliding window it leaves the window like any other
+    position.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Principle
 
 Advantages
     Reaches every layer directly, so it learns more than a prompt before the input at the same number of positions. No
-    weight changes, prefixes of many tasks share one base and one batch. The artifact is small, and at use it costs
+    weight changes, so many tasks share one base, each with its own prefix. The artifact is small, and at use it costs
     attention to P more keys and nothing else.
 
 Costs
