@@ -16,7 +16,7 @@ import transformers
 
 import heptune
 from heptune import tasks, techniques
-from heptune.core.errors import DataError, HeptuneError, RunError, UsageError
+from heptune.core.errors import BaseModelError, DataError, HeptuneError, RunError, UsageError
 from heptune.core.events import Event, Listener, Note, Progress, ignore
 from heptune.data.check import CheckReport, Lengths, check_labels
 from heptune.data.check import check as check_data
@@ -114,7 +114,12 @@ def tune(
         "threads": torch.get_num_threads(),
     }
     run = Run.create(folder, manifest)
-    return _train(run, loaded, chosen, goal, template, parts, knobs, listener)
+    try:
+        return _train(run, loaded, chosen, goal, template, parts, knobs, listener)
+    except HeptuneError:
+        if run.manifest["status"] == "new":  # the technique does not fit the base, or the like: nothing to resume
+            run.discard()
+        raise
 
 
 def resume(folder: str | Path, *, listener: Listener = ignore) -> Run:
@@ -285,7 +290,10 @@ def _evaluate_chat(
     sampling = Sampling(max_tokens=96)
 
     def answer(messages: list[Message]) -> str:
-        return reply(anatomy, scorer.template, messages, sampling)
+        try:
+            return reply(anatomy, scorer.template, messages, sampling)
+        except BaseModelError as error:  # too long a conversation: the scores are worth showing all the same
+            return f"({error})"
 
     before = chat_scores(scorer, scored, "scoring the untouched base", listener)
     base_replies = [answer(question) for question, _ in questions]

@@ -262,6 +262,9 @@ def test_columns_by_hand(heptune, base: Path, tmp_path: Path) -> None:
         (["BASE", "DATA", "--validation", "1.5"], 2, "--validation is 1.5"),
         (["BASE", "DATA", "--task", "clasify"], 2, "did you mean classify?"),
         (["BASE", "DATA", "--out", "OCCUPIED"], 1, "choose another --out"),
+        (["BASE", "DATA", "--targets", "nowhere"], 1, "no linear site 'nowhere'"),
+        (["BASE", "DATA", "--technique", "p_tuning_v2", "--start-from", "missing"], 1, "holds no prefix"),
+        (["BASE", "DATA", "--technique", "prefix", "--init", "text"], 1, "init=text and a text go together"),
         (["BASE"], 2, "DATA"),
     ],
 )
@@ -275,7 +278,7 @@ def test_errors_of_tune(
     said = heptune("tune", *(places.get(word, word) for word in words))
     assert said.code == code
     assert message in said.err and "Traceback" not in said.err
-    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.glob("runs/*")), "what never began is no run"
 
 
 def test_demo_tunes_evaluates_and_says_what_to_try(heptune, base: Path, tmp_path: Path, monkeypatch) -> None:

@@ -66,7 +66,9 @@ class Forward:
         return self._state is not None
 
     def portions(self, examples: Sequence[Example], budget: int, share: bool = True) -> Iterator[list[Example]]:
-        """Cuts examples into lists of at most `budget` rows each, in the layout that they will have."""
+        """Cuts examples into lists of at most `budget` rows each, in the layout that they will have. Raises
+        `TechniqueError` where one is too long beside the technique's own positions."""
+        require_positions(self.anatomy, examples)
         placed = self._placed(examples)
         if self._state is None:
             return layout.padded_portions(placed, budget)
@@ -137,10 +139,11 @@ def require_positions(anatomy: Anatomy, examples: Sequence[Example]) -> None:
     longest = max((len(example.tokens) for example in examples), default=0)
     if limit is None or taken == 0 or taken + longest <= limit:
         return
+    ways = [f"--virtual-tokens {limit - longest}"] if limit > longest else []
+    ways += [f"--max-length {limit - taken}"] if limit > taken else []
     raise TechniqueError(
         f"the technique takes {taken} positions and the longest example has {longest} tokens, but "
-        f"{anatomy.shape.architecture} has {limit} positions; use --virtual-tokens {max(1, limit - longest)} or "
-        f"--max-length {limit - taken}"
+        f"{anatomy.shape.architecture} has {limit} positions; tune with {' or '.join(ways) or 'fewer of both'}"
     )
 
 

@@ -113,15 +113,17 @@ class AttentionState:
 
     - `visibility`: the forest that is being computed, or None for an ordinary call
     - `prefix`: each layer's keys and values that stand before every sequence, or None
-    - `past`: in an ordinary call, how many tokens of the sequence the cache holds already
+    - `position`: in an ordinary call with a prefix, the place of each token in its own sequence, int64 [B or 1, T]
     - `record`: where set, each layer puts its keys and values there, by its index
+    - `takes_prefixes`: whether the architecture was found to take a prefix (see `models/prefix.py`)
     """
 
     def __init__(self) -> None:
         self.visibility: Visibility | None = None
         self.prefix: list[KeyValue] | None = None
-        self.past = 0
+        self.position: torch.Tensor | None = None
         self.record: dict[int, KeyValue] | None = None
+        self.takes_prefixes = False
 
     @contextmanager
     def over(self, visibility: Visibility) -> Iterator[None]:
@@ -154,8 +156,9 @@ def forest_attention(
     prefix = state.prefix[module.layer_idx] if state is not None and state.prefix is not None else None
     window = sliding_window or None
     if state is None or state.visibility is None:
-        if state is not None and prefix is not None:
-            key, value, attention_mask = _before_sequence(query, key, value, attention_mask, prefix, state.past, window)
+        if state is not None and state.position is not None and prefix is not None:
+            seen = prefix_visible(state.position, prefix[0].shape[1], window)
+            key, value, attention_mask = _before_sequence(query, key, value, attention_mask, prefix, seen)
         if softcap is not None:  # torch's own attention has none
             return _softcapped(query, key, value, attention_mask, scaling, softcap), None
         return sdpa_attention_forward(
@@ -167,8 +170,8 @@ def forest_attention(
 
 
 def prefix_visible(position: torch.Tensor, prefix: int, window: int | None) -> torch.Tensor:
-    """Which of `prefix` positions a token sees that is the `position`-th [T] of its own sequence: [T, P], bool."""
-    distance = position[:, None] + prefix - torch.arange(prefix, device=position.device)
+    """Which of `prefix` positions a token sees, the `position`-th [.., T] of its own sequence: [.., T, P], bool."""
+    distance = position[..., None] + prefix - torch.arange(prefix, device=position.device)
     return torch.ones_like(distance, dtype=torch.bool) if window is None else distance < window
 
 
@@ -178,18 +181,18 @@ def _before_sequence(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     prefix: KeyValue,
-    past: int,
-    window: int | None,
+    seen: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """An ordinary call's keys, values and mask with the prefix in front; the mask is [B or 1, 1, T, P + keys]."""
+    """An ordinary call's keys, values and mask with the prefix in front; `seen` [B or 1, T, P] says who sees it. The
+    mask is [B or 1, 1, T, P + keys]."""
     batch, _, rows, _ = query.shape
     keys = key.shape[2]
     if mask is None:  # transformers leaves a plainly causal mask out
         mask = torch.ones(1, 1, rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
     elif mask.dtype != torch.bool:
         mask = mask == 0
-    visible = prefix_visible(torch.arange(past, past + rows, device=query.device), prefix[0].shape[1], window)
-    mask = torch.cat([visible.expand(mask.shape[0], 1, -1, -1), mask[..., :keys]], dim=-1)
+    masks = max(len(mask), len(seen))
+    mask = torch.cat([part.expand(masks, -1, -1, -1) for part in (seen[:, None], mask[..., :keys])], dim=-1)
     key, value = (
         torch.cat([own.to(given.dtype).expand(batch, -1, -1, -1), given], dim=2)
         for own, given in zip(prefix, (key, value), strict=True)
@@ -278,9 +281,14 @@ def install(model: torch.nn.Module) -> AttentionState | None:
         model.set_attn_implementation(before)
         return None
     # A second call shares the first one's state, so that both callers' forests are attended to.
-    states = (getattr(module, "heptune_attention", None) for module in model.modules())
-    state = next((found for found in states if found is not None), None) or AttentionState()
+    state = shared_state(model) or AttentionState()
     for module in model.modules():
         if getattr(module, "layer_idx", None) is not None:
             module.heptune_attention = state
     return state
+
+
+def shared_state(model: torch.nn.Module) -> AttentionState | None:
+    """What the attention modules of a model share already; None before the first `install`."""
+    states = (getattr(module, "heptune_attention", None) for module in model.modules())
+    return next((found for found in states if found is not None), None)

@@ -62,7 +62,7 @@ class VirtualTokens:
         return torch.where((ids < 0)[..., None], vectors, words)
 
     def _keys_and_values(self, ids: torch.Tensor | None) -> torch.Tensor | None:
-        if ids is None or bool((ids < 0).any()):
+        if ids is not None and bool((ids < 0).any()):
             return None
         if torch.is_grad_enabled():
             return record(self.anatomy, self._ids)

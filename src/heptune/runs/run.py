@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,13 @@ class Run:
         except OSError as error:
             raise RunError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
         return cls(folder)
+
+    def discard(self) -> None:
+        """Takes back a run that never began, so that its folder is free for the next attempt."""
+        for name in ("manifest.json", "events.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies in it
+            self.folder.rmdir()
 
     def update(self, **values: Any) -> None:
         """Changes entries of the manifest, on disk as well."""

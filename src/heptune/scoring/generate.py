@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from heptune.core.errors import BaseModelError
 from heptune.core.seeds import derive
 from heptune.data.record import Message
 from heptune.models.anatomy import Anatomy, Placement
@@ -28,6 +30,11 @@ class Sampling:
     seed: int = 0
 
 
+# Some bases bring such habits in generation_config.json (Qwen2.5 a repetition penalty). With them the likeliest token
+# is another one, and a penalty looks up the logit of every id in the prompt: a virtual token has none.
+_AS_THE_MODEL_SAYS: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+
 def reply(
     anatomy: Anatomy,
     template: ChatTemplate,
@@ -35,7 +42,10 @@ def reply(
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
 ) -> str:
-    """The assistant's reply to a conversation, without its end of turn. `on_text` receives the text as it grows."""
+    """The assistant's reply to a conversation, without its end of turn. `on_text` receives the text as it grows.
+
+    A reply ends where the model's positions do. Raises `BaseModelError` where the conversation leaves none.
+    """
     prompt = _prompt(anatomy.placement, template, messages)
     model = anatomy.model
     device = next(model.parameters()).device
@@ -49,10 +59,11 @@ def reply(
         output = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=min(sampling.max_tokens, _room(anatomy, prompt)),
             eos_token_id=list(template.stop_tokens),
             pad_token_id=template.stop_tokens[0],
             streamer=streamer,
+            **_AS_THE_MODEL_SAYS,
             **choice,
         )
     return _text(template, output[0, len(prompt) :].tolist())
@@ -71,6 +82,21 @@ def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Mes
         lead += len(segment.tokens)
     example = Example((*prompt, 0), tuple(t >= lead for t in range(len(prompt) + 1)), 0)
     return list(example.with_virtual_tokens(placement.front, placement.inner).tokens[:-1])
+
+
+def _room(anatomy: Anatomy, prompt: list[int]) -> int:
+    """How many tokens may follow the prompt."""
+    taken, limit = anatomy.placement.positions, anatomy.shape.max_positions
+    if limit is None:
+        return sys.maxsize
+    words = sum(token >= 0 for token in prompt)
+    if words + taken >= limit:
+        beside = f", the technique takes {taken} positions" if taken else ""
+        raise BaseModelError(
+            f"the conversation has {words} tokens{beside} and {anatomy.shape.architecture} has {limit} positions: none "
+            "is left for a reply; begin a new conversation, or a shorter one"
+        )
+    return limit - words - taken
 
 
 def _text(template: ChatTemplate, tokens: list[int]) -> str:

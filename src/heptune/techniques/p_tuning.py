@@ -36,8 +36,10 @@ Paper
     two-layer LSTM of half the base's width.
 
 Differs from the paper
-    The answer is generated and scored as text, instead of a single word at a mask. The default places all pseudo
-    tokens in front, as PEFT does; `prompt_template` brings the paper's.
+    The base is always frozen. The paper freezes it for knowledge probing; for classification (SuperGLUE) it trains the
+    base's weights beside the vectors, so its scores there are not this method's alone. The answer is generated and
+    scored as text, instead of a single word at a mask. The default places all pseudo tokens in front, as PEFT does;
+    `prompt_template` brings the paper's.
 """
 
 from __future__ import annotations

@@ -32,8 +32,10 @@ Paper
 Differs from the paper
     Labels are words that the base generates, as the paper also tries ("verbalizer"); heads come with the
     tasks that need them. Several tasks are learned by one prompt when their examples stand in one file; `start_from`
-    starts one task's prompt from another's. The prompt starts from the keys and values of real words by default, the
-    paper's at random. In layers with a sliding window it leaves the window like any other position.
+    starts one task's prompt from another's. The paper finds the network of Prefix Tuning useful for some tasks and
+    harmful for others; here it is off unless `reparameterised` is set. The prompt starts from the keys and values of
+    real words by default, the paper's at random. In layers with a sliding window it leaves the window like any other
+    position.
 """
 
 from __future__ import annotations
@@ -58,8 +60,8 @@ class PTuningV2:
         init: what the prompt starts as: vocabulary (common words, drawn at random), text (the words of init_text), or
             random.
         init_text: the text whose words the prompt starts as, repeated or cut to its length.
-        start_from: the artifact of another prefix or P-Tuning v2 run whose prompt this one starts from, in place of
-            `init`.
+        start_from: another run of prefix or p_tuning_v2 (or its artifact's folder) whose prompt this one starts from,
+            in place of `init`. Both have the same virtual_tokens.
         reparameterised: whether keys and values come from the network, or are trained themselves.
         encoder_hidden: width of the network's hidden layer.
         learning_rate: peak learning rate.

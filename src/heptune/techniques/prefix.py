@@ -14,7 +14,7 @@ Principle
 
 Advantages
     Reaches every layer directly, so it learns more than a prompt before the input at the same number of positions. No
-    weight changes, prefixes of many tasks share one base and one batch. The artifact is small, and at use it costs
+    weight changes, so many tasks share one base, each with its own prefix. The artifact is small, and at use it costs
     attention to P more keys and nothing else.
 
 Costs
@@ -147,10 +147,22 @@ def attach_prefix(settings: Any, anatomy: Anatomy, seed: int, encode: Encode | N
 
 
 def start_from(settings: Any, anatomy: Anatomy, folder: Path, seed: int) -> AttachedSoftPrompt:
-    """A prefix that starts from the one in another artifact, whatever technique gave it."""
-    shape = anatomy.shape
-    _soft_prompt.read_config(folder, "PREFIX_TUNING", anatomy, shape.kv_heads * shape.head_width)
-    start = _soft_prompt.read_table(folder, _width(shape), anatomy, settings.virtual_tokens)
+    """A prefix that starts from the one in another artifact (or the run that left it), whatever technique gave it."""
+    shape, folder = anatomy.shape, folder.expanduser()
+    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    if not any(_peft.recognises(folder, name, "PREFIX_TUNING") for name in (Prefix.name, settings.name)):
+        raise TechniqueError(
+            f"{settings.name}: start_from is {folder}, which holds no prefix; name a run of prefix or {settings.name}, "
+            "or the folder of its artifact"
+        )
+    config = _soft_prompt.read_config(folder, "PREFIX_TUNING", anatomy, shape.kv_heads * shape.head_width)
+    count = config["num_virtual_tokens"]
+    if count != settings.virtual_tokens:
+        raise TechniqueError(
+            f"{settings.name}: the prefix in {folder} has {count} virtual tokens and virtual_tokens is "
+            f"{settings.virtual_tokens}; use --virtual-tokens {count}"
+        )
+    start = _soft_prompt.read_table(folder, _width(shape), anatomy, count)
     return _attach(settings, anatomy, _network(settings, shape, start, seed))
 
 

@@ -73,10 +73,9 @@ class Prompt:
 
     def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> AttachedSoftPrompt:
         """Puts the vectors before every input."""
-        words = anatomy.model.get_input_embeddings().weight.detach()
-        shape = (self.virtual_tokens, words.shape[1])
+        shape = (self.virtual_tokens, anatomy.shape.embedding)
         if self.init == "random":
-            vectors = _soft_prompt.normal(shape, float(words.float().std()), seed, self.name)
+            vectors = _soft_prompt.normal(shape, _soft_prompt.deviation_of_words(anatomy), seed, self.name)
         else:
             vectors = _soft_prompt.embedded_words(anatomy, shape[0], self.init_text, encode, seed, self.name)
         return self._attach(anatomy, Table(vectors))
