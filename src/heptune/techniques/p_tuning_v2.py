@@ -80,6 +80,8 @@ class PTuningV2:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.start_from:  # a run can be resumed from another folder than it was started in
+            object.__setattr__(self, "start_from", str(Path(self.start_from).expanduser().resolve()))
 
     def attach(self, anatomy: Anatomy, seed: int, encode: Encode | None = None) -> AttachedSoftPrompt:
         """Puts keys and values before every layer's own."""
