@@ -40,10 +40,11 @@ class Full:
     """Full fine-tuning's hyperparameters.
 
     Attributes:
-        learning_rate: peak learning rate. A tenth of LoRA's ("LoRA Without Regret", 2025, finds that ratio).
+        learning_rate: peak learning rate. 2e-5 was the best of 7e-6 to 6e-5 on SST-2, 6e-5 of 7e-6 to 2e-4 on TREC
+            (docs/results/techniques.md); about a tenth of LoRA's, as "LoRA Without Regret" (2025) finds.
     """
 
-    learning_rate: float = 2e-5
+    learning_rate: float = 3e-5
 
     name: ClassVar[str] = "full"
     capabilities: ClassVar[frozenset[str]] = frozenset({"mergeable", "identity_start", "trains_base"})

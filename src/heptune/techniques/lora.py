@@ -76,7 +76,8 @@ class Lora:
             all who share a token.
         rank_stabilised: s = alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023); for ranks above 32.
         dora: train each output's magnitude apart from its direction (DoRA, Liu et al. 2024).
-        learning_rate: peak learning rate. 2e-4 is the middle of the range that published comparisons find good.
+        learning_rate: peak learning rate. 6e-4 was the best of 7e-5 to 2e-3 on SST-2 and TREC after ten steps
+            (docs/results/techniques.md); published comparisons of longer trainings take 1e-4 to 5e-4.
     """
 
     rank: int = 16
@@ -85,7 +86,7 @@ class Lora:
     dropout: float = 0.0
     rank_stabilised: bool = False
     dora: bool = False
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
 
     name: ClassVar[str] = "lora"
     capabilities: ClassVar[frozenset[str]] = frozenset({"mergeable", "detachable", "identity_start"})

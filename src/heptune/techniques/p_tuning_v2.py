@@ -34,8 +34,9 @@ Differs from the paper
     tasks that need them. Several tasks are learned by one prompt when their examples stand in one file; `start_from`
     starts one task's prompt from another's. The paper finds the network of Prefix Tuning useful for some tasks and
     harmful for others; here it is off unless `reparameterised` is set. The prompt starts from the keys and values of
-    real words by default, the paper's at random. In layers with a sliding window it leaves the window like any other
-    position.
+    real words, the paper's at random: 15 steps of 16 examples of SST-2 on smollm2-135m lead to a validation loss of
+    0.39 from words and of 0.74 from random numbers. In layers with a sliding window the prompt leaves the window like
+    any other position.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class PTuningV2:
             in place of `init`. Both have the same virtual_tokens.
         reparameterised: whether keys and values come from the network, or are trained themselves.
         encoder_hidden: width of the network's hidden layer.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate. 2e-2 was the best of 7e-3 to 6e-2 on TREC (docs/results/techniques.md); the
+            paper's code takes 5e-3 to 2e-2.
     """
 
     virtual_tokens: int = 20
