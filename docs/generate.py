@@ -203,16 +203,14 @@ def _interval(value: dict[str, float]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def techniques_table(name: str) -> str:
-    """All techniques on a data set under one budget, and the rates tried: from docs/results/techniques_NAME.json."""
+def techniques_scores(name: str) -> str:
+    """All techniques on a data set under one budget, from docs/results/techniques_NAME.json."""
     report = _report(f"techniques_{name}")
-    results = report.get("techniques", {})
-    good = {technique: found for technique, found in results.items() if "error" not in found}
-    if not good:
+    ranked = _ranked(report)
+    if not ranked:
         return "Not measured yet.\n"
-    ranked = sorted(good, key=lambda technique: -good[technique]["metrics"]["accuracy"]["value"])
+    good, base_bytes = report["techniques"], report["base_resident_bytes"]
     metrics = list(good[ranked[0]]["metrics"])
-    base_bytes = report["base_resident_bytes"]
     rows = [
         (
             f"`{technique}`",
@@ -228,17 +226,33 @@ def techniques_table(name: str) -> str:
     rows += [(row, *(_interval(values[m]) for m in metrics), *[""] * 5) for row, values in report["baselines"].items()]
     headers = ("trainable", "training", "real tokens/s", "memory above the base", "artifact")
     one, settings = good[ranked[0]], report["settings"]
-    threads = sorted({found["threads"] for found in good.values()})
+    threads = sorted({good[technique]["threads"] for technique in ranked})
     return (
         table((f"{report['test_examples']} test examples", *metrics, *headers), rows)
         + f"\n{one['steps']} steps of {settings['batch_size']} examples for each technique: {one['tokens']} tokens, "
-        f"{one['supervised_tokens']} of them supervised. {', '.join(map(str, threads))} threads. The process takes "
+        f"{one['supervised_tokens']} of them supervised. Threads: {', '.join(map(str, threads))}. The process takes "
         f"{format_bytes(base_bytes)} with nothing but the base loaded.\n"
-        + f"\nLearning rates tried, {settings['search_steps']} steps each, with the loss of "
-        f"{settings['validation_limit']} validation examples; the chosen one is bold:\n\n"
-        + table(("technique", "rate: loss"), [(f"`{t}`", _search(good[t])) for t in ranked])
-        + "".join(f"\n`{t}` failed: {results[t]['error']}\n" for t in results if t not in good)
     )
+
+
+def techniques_table(name: str) -> str:
+    """The scores, and the rates that were tried."""
+    report = _report(f"techniques_{name}")
+    ranked, settings, results = _ranked(report), report.get("settings", {}), report.get("techniques", {})
+    if not ranked:
+        return techniques_scores(name)
+    return (
+        techniques_scores(name) + f"\nLearning rates tried, {settings['search_steps']} steps each, with the loss of "
+        f"{settings['validation_limit']} validation examples; the chosen one is bold:\n\n"
+        + table(("technique", "rate: loss"), [(f"`{t}`", _search(results[t])) for t in ranked])
+        + "".join(f"\n`{t}` failed: {results[t]['error']}\n" for t in results if t not in ranked)
+    )
+
+
+def _ranked(report: dict[str, Any]) -> list[str]:
+    """The techniques that were measured, the most accurate first."""
+    good = {name: found for name, found in report.get("techniques", {}).items() if "error" not in found}
+    return sorted(good, key=lambda name: -good[name]["metrics"]["accuracy"]["value"])
 
 
 def _search(found: dict[str, Any]) -> str:
@@ -308,6 +322,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "events": event_list,
     "quality": quality,
     "techniques table": techniques_table,
+    "techniques scores": techniques_scores,
     "speed": speed,
     "matrix": matrix,
 }

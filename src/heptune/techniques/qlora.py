@@ -67,7 +67,8 @@ class QLora(Lora):
             all who share a token.
         rank_stabilised: s = alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023); for ranks above 32.
         dora: train each output's magnitude apart from its direction (DoRA, Liu et al. 2024).
-        learning_rate: peak learning rate. 2e-4 is the paper's for models of 7 and 13 billion parameters.
+        learning_rate: peak learning rate. 6e-4 was the best of 7e-5 to 2e-3 on TREC (docs/results/techniques.md); the
+            paper takes 2e-4 for models of 7 and 13 billion parameters.
     """
 
     rank: int = 16
@@ -76,7 +77,7 @@ class QLora(Lora):
     dropout: float = 0.0
     rank_stabilised: bool = False
     dora: bool = False
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
 
     name: ClassVar[str] = "qlora"
     capabilities: ClassVar[frozenset[str]] = frozenset({"mergeable", "quantizes_base"})
