@@ -21,7 +21,10 @@ ORDER = (
     {"data", "models"},
     {"tasks", "techniques"},
     {"engine"},
-    {"scoring"},
+    {"scoring", "planning"},
+    {"tuning"},
+    {"racing"},
+    {"reporting"},
     {"api"},
     {"cli"},
 )

@@ -11,7 +11,8 @@ import transformers
 from torch import nn
 
 from heptune.core.errors import BaseModelError, TechniqueError
-from heptune.models.anatomy import ROLES, Anatomy, dissect, weight_of
+from heptune.models.anatomy import Anatomy, dissect, weight_of
+from heptune.models.shape import ROLES
 from tiny import FAMILIES, VOCABULARY, tiny_model
 
 SEPARATE = {"attention.q", "attention.k", "attention.v", "attention.o"}

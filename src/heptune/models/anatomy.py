@@ -13,7 +13,6 @@ the attention or the MLP of a decoder layer; a linear whose shape contradicts it
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,22 +21,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from heptune.core.errors import BaseModelError, TechniqueError
-from heptune.core.registry import nearest
+from heptune.core.errors import BaseModelError
 from heptune.models.quantization import QuantizedLinear
-
-ROLES = (
-    "attention.q",
-    "attention.k",
-    "attention.v",
-    "attention.qkv",
-    "attention.o",
-    "mlp.gate",
-    "mlp.up",
-    "mlp.gate_up",
-    "mlp.down",
-    "head",
-)
+from heptune.models.shape import ModelShape, Site
 
 # The last part of a module's path -> what it does inside an attention or an MLP.
 _ATTENTION_NAMES = {
@@ -55,70 +41,6 @@ _MLP_NAMES = {
 }
 
 _WRITES_HIDDEN = ("attention.o", "mlp.down")
-
-
-@dataclass(frozen=True)
-class Site:
-    """One linear place. `weight` is stored [out, in], or [in, out] where `transposed` (GPT-2's Conv1D)."""
-
-    layer: int | None
-    role: str
-    path: str
-    in_features: int
-    out_features: int
-    transposed: bool
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes that costs are computed from. Counts are elements; a tied head counts once.
-
-    `embedding` is the width of a word's embedding; `heads` are those of queries, `kv_heads` those of keys and values,
-    all `head_width` wide; `max_positions` is None where the configuration names no limit.
-    """
-
-    architecture: str
-    hidden: int
-    layers: int
-    vocabulary: int
-    parameters: int
-    layer_parameters: tuple[int, ...]
-    final_norm_parameters: int
-    head_parameters: int
-    head_tied: bool
-    sites: tuple[Site, ...]
-    embedding: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    max_positions: int | None
-
-    def select(self, roles: Iterable[str]) -> tuple[Site, ...]:
-        """The sites with these roles: names of `ROLES`, a part ('attention', 'mlp'), 'linear' (all but the head), or
-        'all'. A role whose fused form stands in this architecture (attention.q in attention.qkv) is refused by name."""
-        chosen: list[Site] = []
-        present = Counter(site.role for site in self.sites)
-        for role in roles:
-            if role in ("linear", "all-linear"):
-                found = [s for s in self.sites if s.role != "head"]
-            elif role == "all":
-                found = list(self.sites)
-            else:
-                found = [s for s in self.sites if s.role == role or s.role.split(".")[0] == role]
-            if not found:
-                raise TechniqueError(self._missing(role, present))
-            chosen += [s for s in found if s not in chosen]
-        return tuple(s for s in self.sites if s in chosen)
-
-    def _missing(self, role: str, present: Counter[str]) -> str:
-        available = ", ".join(f"{name} ({count})" for name, count in present.items())
-        part, _, letter = role.partition(".")
-        for fused in present:
-            if fused.startswith(part + ".") and letter and letter in re.split("_|(?=[qkv])", fused.partition(".")[2]):
-                return f"{role} is fused into {fused} in {self.architecture}; use {fused}. Sites here: {available}"
-        close = nearest(role, [*ROLES, "linear", "all", "attention", "mlp"])
-        hint = f" (nearest: {', '.join(close)})" if close else ""
-        return f"{self.architecture} has no linear site {role!r}{hint}. Sites here: {available}"
 
 
 @dataclass
@@ -184,10 +106,12 @@ def dissect(model: nn.Module) -> Anatomy:
     heads, kv_heads, head_width = _heads(model.config.get_text_config())
     shape = ModelShape(
         architecture=type(model).__name__,
+        family=model.config.get_text_config().model_type,
         hidden=head.in_features,
         layers=len(layers),
         vocabulary=head.out_features,
         parameters=_count([model]),
+        active_parameters=_count([model]) - _resting_experts(model),
         layer_parameters=tuple(_count([layer]) for layer in layers),
         final_norm_parameters=_count([norm]) if norm is not None else 0,
         head_parameters=_count([head]),
@@ -220,6 +144,18 @@ def _count(modules: Iterable[nn.Module]) -> int:
         counts |= {id(p): p.numel() for p in module.parameters()}
         counts |= {id(m): m.shape.numel() for m in module.modules() if isinstance(m, QuantizedLinear)}
     return sum(counts.values())
+
+
+def _resting_experts(model: nn.Module) -> int:
+    """Parameters of experts that a token does not pass through. Experts of a layer are stacked: [experts, ...]."""
+    config = model.config.get_text_config()
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None)
+    experts = experts or getattr(config, "num_experts", None)
+    used = getattr(config, "num_experts_per_tok", None)
+    if not experts or not used:
+        return 0
+    stacked = [p for n, p in model.named_parameters() if ".experts." in n and p.ndim == 3 and len(p) == experts]
+    return sum(p.numel() for p in stacked) * (experts - used) // experts
 
 
 def _decoder_layers(decoder: nn.Module, prefix: str, name: str) -> tuple[str, list[nn.Module]]:

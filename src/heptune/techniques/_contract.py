@@ -14,7 +14,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
+from heptune.models.shape import ModelShape
 
 # Text to token ids, without special tokens: for techniques that start from words.
 Encode = Callable[[str], list[int]]

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from heptune.core.errors import TechniqueError
-from heptune.models.anatomy import Anatomy, Site
+from heptune.models.anatomy import Anatomy
 from heptune.models.quantization import QuantizedLinear
+from heptune.models.shape import Site
 from heptune.techniques import _note, _peft
 
 _PREFIX, _A = "base_model.model.", ".lora_A.weight"

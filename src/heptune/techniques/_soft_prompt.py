@@ -18,8 +18,9 @@ from torch import nn
 
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import generator
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
 from heptune.models.prefix import KeyValuePrefix
+from heptune.models.shape import ModelShape
 from heptune.models.virtual import VirtualTokens
 from heptune.techniques import _note, _peft
 from heptune.techniques._contract import Encode

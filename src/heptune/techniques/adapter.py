@@ -61,8 +61,9 @@ from torch import nn
 from heptune.core.errors import TechniqueError
 from heptune.core.registry import unknown
 from heptune.core.seeds import derive
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
 from heptune.models.junctions import insert, junctions
+from heptune.models.shape import ModelShape
 from heptune.techniques import _adapterhub, _note
 from heptune.techniques._contract import Cost, Encode
 

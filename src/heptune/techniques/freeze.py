@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from heptune.core.errors import TechniqueError
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
+from heptune.models.shape import ModelShape
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._weights import TrainedWeights, read, recognises
 

@@ -57,8 +57,9 @@ from torch import nn
 
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
-from heptune.models.anatomy import Anatomy, ModelShape, Site, weight_of
+from heptune.models.anatomy import Anatomy, weight_of
 from heptune.models.quantization import dequantize
+from heptune.models.shape import ModelShape, Site
 from heptune.techniques import _lora_peft, _note, _peft
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._lora_peft import Size

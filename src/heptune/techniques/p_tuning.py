@@ -54,7 +54,8 @@ from torch import nn
 
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
+from heptune.models.shape import ModelShape
 from heptune.models.virtual import VirtualTokens
 from heptune.techniques import _note, _peft, _soft_prompt
 from heptune.techniques._contract import Cost, Encode

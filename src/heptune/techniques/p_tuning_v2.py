@@ -45,7 +45,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
+from heptune.models.shape import ModelShape
 from heptune.techniques import _peft
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._soft_prompt import AttachedSoftPrompt

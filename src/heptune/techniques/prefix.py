@@ -53,8 +53,9 @@ from torch import nn
 
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
 from heptune.models.prefix import KeyValuePrefix, record
+from heptune.models.shape import ModelShape
 from heptune.techniques import _note, _peft, _soft_prompt
 from heptune.techniques._contract import Cost, Encode
 from heptune.techniques._soft_prompt import AttachedSoftPrompt, Table

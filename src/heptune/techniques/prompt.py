@@ -42,7 +42,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from heptune.models.anatomy import Anatomy, ModelShape
+from heptune.models.anatomy import Anatomy
+from heptune.models.shape import ModelShape
 from heptune.models.virtual import VirtualTokens
 from heptune.techniques import _note, _peft, _soft_prompt
 from heptune.techniques._contract import Cost, Encode

@@ -47,8 +47,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from heptune.core.errors import TechniqueError
-from heptune.models.anatomy import Anatomy, Site
+from heptune.models.anatomy import Anatomy
 from heptune.models.quantization import quantize
+from heptune.models.shape import Site
 from heptune.techniques import _note, _peft
 from heptune.techniques._lora_peft import Size
 from heptune.techniques.lora import AttachedLora, Lora
