@@ -81,7 +81,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class TrainingEnded:
-    """`reason` is 'finished', 'time', 'early stopping' or 'interrupted'."""
+    """`reason` is 'finished', 'time', 'early stopping', 'interrupted' or 'paused'."""
 
     step: int
     reason: str
