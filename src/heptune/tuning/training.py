@@ -136,7 +136,7 @@ def train(
             run.update(status="failed", error=str(error))
             raise
         if outcome.reason in ("interrupted", "paused"):
-            run.update(status=outcome.reason)
+            run.update(status=outcome.reason, step=outcome.state.step)
             return run
         artifact = keep(run.folder, attached, base.name, outcome.state.best_step, outcome.state.step)
         run.update(status="finished", result=_result(outcome, artifact))
