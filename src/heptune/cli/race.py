@@ -130,6 +130,18 @@ def race(
     finish(made, screen)
 
 
+def go_on(folder: Path) -> None:
+    """Continues a race that was interrupted or killed."""
+    from heptune import api
+    from heptune.cli.race_live import live
+    from heptune.cli.show import console
+
+    screen = console()
+    with live(screen) as listener:
+        continued = api.resume_race(folder, listener=listener)
+    finish(continued, screen)
+
+
 def finish(race: Race, screen: Console, say_next: bool = True) -> None:
     """Prints the verdict and what to do next. Leaves the program when the race was interrupted."""
     from heptune.cli.show import command

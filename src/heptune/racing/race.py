@@ -87,6 +87,24 @@ class Race:
             return self.folder / "candidates" / candidate
         return self.folder / "finals" / f"{candidate}-seed{seed}"
 
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """What verdict.json says; `RunError` where the race has not come to one."""
+        if not (self.folder / "verdict.json").exists():
+            way = f"continue it with `heptune resume {self.folder}`"
+            raise RunError(f"{self.folder} has no verdict yet (status: {self.values['status']}); {way}")
+        found: dict[str, Any] = read_json(self.folder / "verdict.json")
+        return found
+
+    @property
+    def winner(self) -> Path | None:
+        """The winner's best run directory; None where a baseline has won."""
+        verdict = self.verdict
+        won = next(each for each in verdict["contenders"] if each["name"] == verdict["winner"])
+        sign = 1 if verdict["higher_is_better"] else -1
+        best = max(won["seeds"], key=lambda each: sign * each["score"], default=None)
+        return None if best is None or best["run"] is None else self.folder / best["run"]
+
     def alive(self) -> list[str]:
         """The candidates that go on, in the order in which they were entered."""
         decided = self.values["rungs"]

@@ -4,21 +4,24 @@ machine that sees the same folder. A call that was done before changes nothing, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from heptune.core.errors import HeptuneError
 from heptune.core.events import Listener, ignore
-from heptune.data.record import Record
-from heptune.data.splits import sample
+from heptune.engine.forward import Forward
+from heptune.engine.settings import Settings
+from heptune.models.anatomy import dissect
+from heptune.models.load import load_base
+from heptune.racing.outcomes import outcomes, tested_on
+from heptune.racing.rivals import rivals
 from heptune.runs.files import read_json, write_json
 from heptune.runs.run import Run
-from heptune.scoring.score import normalised
-from heptune.tasks.classify import Classify
+from heptune.scoring.score import Scorer
+from heptune.tasks.template import ChatTemplate
 from heptune.tuning import problem as problems
 from heptune.tuning import training
+from heptune.tuning.training import SCORING_ROWS
 from heptune.tuning.use import opened
 
 
@@ -51,36 +54,16 @@ def answers(folder: str, limit: int | None, seed: int, threads: int, listener: L
     return "reached"
 
 
-def tested_on(manifest: dict[str, Any], limit: int | None, seed: int) -> list[Record]:
-    """The records that the verdict is spoken on: the test part, at most `limit` of them, the same for everyone."""
-    _, records = problems.again(manifest).parts.held_out()
-    if limit is None or limit >= len(records):
-        return records
-    return [records[i] for i in sample(records, range(len(records)), limit, seed)]
-
-
-def outcomes(task: Any, scorer: Any, records: list[Record], what: str, listener: Listener) -> dict[str, Any]:
-    """Every example's outcome under the model as it is now.
-
-    classify: `chosen` label numbers, `correct` 0 or 1, `log_p` of the true label. chat: `log_p` of all supervised tokens
-    and their number, `weights`.
-    """
-    if isinstance(task, Classify):
-        log_p = normalised(scorer.labels(task, records, what, listener))
-        truth = np.array([task.labels.index(record.label or "") for record in records])
-        chosen = log_p.argmax(1)
-        return {
-            "chosen": chosen.tolist(),
-            "correct": (chosen == truth).astype(int).tolist(),
-            "log_p": log_p[np.arange(len(truth)), truth].tolist(),
-        }
-    examples = [e for i, r in enumerate(records) for e in task.encode(r, i, scorer.template, scorer.max_length)]
-    examples = [example for example in examples if example.targets]
-    losses = scorer.losses(examples, what, listener)
-    return {"log_p": (-losses).tolist(), "weights": [example.targets for example in examples]}
-
-
-def kept_outcomes(folder: Path) -> dict[str, Any]:
-    """What `answers` wrote."""
-    values: dict[str, Any] = read_json(folder / "test.json")
-    return values
+def baselines(folder: str, limit: int | None, seed: int, threads: int, listener: Listener = ignore) -> str:
+    """Scores what has to be beaten on the test part and keeps every answer in baselines.json."""
+    torch.set_num_threads(threads)
+    path = Path(folder) / "baselines.json"
+    if not path.exists():
+        values = read_json(Path(folder) / "race.json")
+        problem = problems.again(values)
+        records = tested_on(values, limit, seed)
+        settings = Settings(**values["settings"])
+        base = load_base(values["base"]["name"], listener=listener)
+        scorer = Scorer(Forward(dissect(base.model), listener=listener), ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
+        write_json(path, rivals(problem, scorer, records, seed, listener))
+    return "reached"
