@@ -49,8 +49,12 @@ VERSION = 1
 def calibrated(name: str, device: torch.device, dtype: str, *, again: bool, listener: Listener = ignore) -> Rates:
     """The rates of this machine, called `name`: from the cache, else (or `again`) timed now and kept there."""
     key = {
-        **{"version": VERSION, "machine": name, "device": device.type, "dtype": dtype},
-        **{"threads": torch.get_num_threads(), "torch": torch.__version__},
+        "version": VERSION,
+        "machine": name,
+        "device": device.type,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
     }
     path = cached_path(key)
     if not again and (found := _cached(path, key)) is not None:
@@ -272,8 +276,13 @@ def _small_llama(device: torch.device, dtype: torch.dtype) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": _LAYERS, "vocab_size": 8192},
-        **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=_LAYERS,
+        vocab_size=8192,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
 

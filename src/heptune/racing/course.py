@@ -27,7 +27,7 @@ from heptune.core.events import (
 from heptune.racing import work
 from heptune.racing.conclusion import conclude
 from heptune.racing.ladder import Standing, decide
-from heptune.racing.places import Lost, Place
+from heptune.racing.places import Lost, Place, Processes, RayCluster
 from heptune.racing.race import Race
 from heptune.runs.files import write_json
 from heptune.runs.run import Run
@@ -56,6 +56,13 @@ def run(race: Race, place: Place, listener: Listener) -> Race:
         finally:
             place.close()
     return race
+
+
+def place_of(race: Race) -> Place:
+    """Where a race's candidates train."""
+    if race.values["on"] == "ray":
+        return RayCluster(race.folder, race.values["threads"])
+    return Processes(race.values["parallel"])
 
 
 def _started(race: Race, place: Place) -> RaceStarted:
@@ -274,5 +281,3 @@ def _cost(race: Race) -> dict[str, float]:
         "tokens": sum(event["tokens"] for event in done),
         "steps": len(done),
     }
-
-

@@ -1,4 +1,4 @@
-"""Makes a race directory: who competes, how far a full training goes within the budget, and everyone's run directory."""
+"""Makes a race directory: who competes, how long a full training is within the budget, and everyone's run directory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import heptune
 from heptune import tasks
 from heptune.core.errors import DataError, HeptuneError, TechniqueError, UsageError
 from heptune.core.events import Listener, Note
+from heptune.core.registry import unknown
 from heptune.engine.loop import batches_of
 from heptune.engine.settings import Settings
 from heptune.models.load import load_base
@@ -64,7 +65,7 @@ class Terms:
         if self.finalists < 1:
             raise UsageError(f"finalists is {self.finalists}; somebody must reach the final")
         if self.seeds < 2:
-            raise UsageError(f"seeds is {self.seeds}; one training tells nothing about chance, a verdict needs at least 2")
+            raise UsageError(f"seeds is {self.seeds}; one training tells nothing about chance, at least 2 do")
         if not self.rates or min(self.rates) <= 0:
             raise UsageError("rates must be factors above 0, e.g. 0.33,1,3")
 
@@ -76,10 +77,15 @@ def enter(
     chosen: Sequence[Technique],
     settings: Settings,
     terms: Terms,
+    metric: str | None,
+    on: str,
     command: Sequence[str],
     listener: Listener,
 ) -> Race:
     """A new race. Raises UsageError when the budget is too small for any of it, DataError without a validation part."""
+    metrics = sorted({problem.task.metric, "loss"})
+    if metric is not None and metric not in metrics:
+        raise unknown("metric", metric, metrics)
     if not problem.parts.validation:
         raise DataError("a race chooses by scores on a validation part, and there is none; give --validation")
     if not problem.parts.test:
@@ -101,9 +107,10 @@ def enter(
         "status": "new",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": list(command),
-        "base": bases.described(base_name, base),
+        "base": {**bases.described(base_name, base), "parameters": facts.parameters},
         **problem.to_json(),
-        "metric": problem.task.metric,
+        "metric": metric or problem.task.metric,
+        "on": on,
         "settings": asdict(settings),
         "budget": {"time_s": terms.budget_s, "tokens": terms.budget_tokens},
         "seed": settings.seed,
@@ -114,7 +121,11 @@ def enter(
         "parallel": facts.width,
         "versions": bases.versions(),
         "candidates": [
-            {**c.to_json(), "slow_start": "slow_start" in c.technique.capabilities, "predicted": facts.predicted(c, steps)}
+            {
+                **c.to_json(),
+                "slow_start": "slow_start" in c.technique.capabilities,
+                "predicted": facts.predicted(c, steps),
+            }
             for c in field
         ],
         "ladder": [{"step": step} for step in points],
@@ -140,6 +151,7 @@ def enter(
                 own,
                 listener if candidate is field[0] else _silent,
                 validate_at=points,
+                metric=metric,
             )
     finally:
         torch.set_num_threads(before)
@@ -200,5 +212,3 @@ def _length(
         f"the budget allows {steps} steps for a finalist, and a race needs at least {LEAST_STEPS}; "
         "raise --budget, name fewer --techniques, or take smaller steps (--batch-tokens)"
     )
-
-

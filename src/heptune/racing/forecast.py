@@ -1,7 +1,7 @@
 """How long the pieces of a race take and how many run side by side: measured on the person's own data and base.
 
-One candidate's training step and one validation are timed here, on as many threads as a candidate will have; the others'
-steps follow in the ratios that the plan predicts.
+One candidate's training step and one validation are timed here, on as many threads as a candidate will have; the steps
+of the others follow in the ratios that the plan predicts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from heptune.engine.loop import accumulate, batches_of
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
+from heptune.planning.hardware import this_machine
 from heptune.planning.limits import memory
 from heptune.planning.outlook import Outlook, outlook
 from heptune.racing.candidates import Candidate
@@ -45,11 +46,12 @@ class Forecast:
     """What a race's pieces take in seconds, with `width` candidates at a time on `threads` threads each.
 
     `step_s`: a training step of each technique. `record_s`: scoring one record. `begin_s`: loading the base and putting
-    a technique into it. `plans`: what the plan says of each technique.
+    a technique into it. `plans`: what the plan says of each technique. `parameters`: the base's.
     """
 
     width: int
     threads: int
+    parameters: int
     step_s: dict[str, float]
     record_s: float
     begin_s: float
@@ -114,10 +116,11 @@ def forecast(
     cores = torch.get_num_threads()
     anatomy = dissect(base.model)
     kinds = {c.technique.name: c.technique for c in field}
-    plans = {
-        name: outlook(anatomy, technique, examples, settings, bases.dtype(technique.capabilities))
-        for name, technique in kinds.items()
-    }
+    machine = this_machine(listener=listener)
+    plans = {}
+    for done, (name, technique) in enumerate(kinds.items(), 1):
+        plans[name] = outlook(anatomy, technique, examples, settings, machine)
+        listener(Progress("planning", done, len(kinds), "techniques"))
     largest = max(plan.resident_bytes for plan in plans.values())
     width = width or side_by_side(largest, cores, cuda=torch.cuda.is_available())
     threads = max(1, cores // width)
@@ -141,6 +144,7 @@ def forecast(
     return Forecast(
         width=width,
         threads=threads,
+        parameters=anatomy.shape.parameters,
         step_s={name: scale * plan.step_s for name, plan in plans.items()},
         record_s=slower * record_s,
         begin_s=slower * begin_s,

@@ -64,6 +64,7 @@ def baselines(folder: str, limit: int | None, seed: int, threads: int, listener:
         records = tested_on(values, limit, seed)
         settings = Settings(**values["settings"])
         base = load_base(values["base"]["name"], listener=listener)
-        scorer = Scorer(Forward(dissect(base.model), listener=listener), ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
+        forward = Forward(dissect(base.model), listener=listener)
+        scorer = Scorer(forward, ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
         write_json(path, rivals(problem, scorer, records, seed, listener))
     return "reached"
