@@ -42,12 +42,14 @@ class Interrupted(Exception):
     """The person asked to stop; everything is saved."""
 
 
-def run(race: Race, place: Place, listener: Listener) -> Race:
-    """Races to the verdict, or until the person interrupts. The race's status is then 'finished' or 'interrupted'."""
+def run(race: Race, place: Place, listener: Listener, keep_dropped: bool = False) -> Race:
+    """Races to the verdict, or until the person interrupts. The race's status is then 'finished' or 'interrupted'.
+
+    `keep_dropped`: the dropped keep their checkpoints, from which they could go on."""
     with race.locked():
         race.update(status="running")
         listener(_started(race, place))
-        course = _Course(race, place, listener)
+        course = _Course(race, place, listener, keep_dropped)
         try:
             course.qualify()
             course.final()
@@ -82,6 +84,7 @@ class _Course:
     race: Race
     place: Place
     listener: Listener
+    keep_dropped: bool
 
     def qualify(self) -> None:
         """Up the ladder, to the finalists."""
@@ -122,7 +125,7 @@ class _Course:
         self.listener(RungDecided(step, tuple(values)))
         for standing in standings:
             folder = self.race.run_folder(standing.candidate)
-            for path in [] if standing.kept else [folder / "checkpoints", *folder.glob("best-*")]:
+            for path in [] if standing.kept or self.keep_dropped else [folder / "checkpoints", *folder.glob("best-*")]:
                 shutil.rmtree(path, ignore_errors=True)
 
     def final(self) -> None:
@@ -262,13 +265,16 @@ def _label(candidate: str, seed: int) -> str:
 
 
 def _begin_again(folder: Path, other: Path, seed: int) -> None:
-    """A run like the one in `folder`, from the beginning, with another seed. Nothing where it exists."""
+    """A run like the one in `folder`, from the beginning, with another seed. Nothing where it exists.
+
+    Nothing is decided about it on the way, so that it is validated at its end alone."""
     if (other / "manifest.json").exists():
         return
     manifest = Run(folder).manifest
     left_out = ("format", "status", "step", "steps", "trainable", "result", "error")
     kept = {name: value for name, value in manifest.items() if name not in left_out}
-    Run.create(other, {**kept, "status": "new", "settings": {**manifest["settings"], "seed": seed}})
+    settings = {**manifest["settings"], "seed": seed}
+    Run.create(other, {**kept, "status": "new", "settings": settings, "validate_at": manifest["validate_at"][-1:]})
 
 
 def _cost(race: Race) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,10 @@ class Forecast:
     test_records: int
     plans: dict[str, Outlook]
 
+    def judged_by(self, records: int) -> Forecast:
+        """The same with so many records in a validation."""
+        return replace(self, validation_records=records)
+
     def predicted(self, candidate: Candidate, steps: int) -> dict[str, Any]:
         """What a candidate's full training is predicted to take, for race.json."""
         plan, step_s = self.plans[candidate.technique.name], self.step_s[candidate.technique.name]
@@ -82,8 +86,9 @@ class Forecast:
         for share, alive in zip(SHARES, (paces, kinds, [mean] * half, [mean] * finalists), strict=True):
             parts.append([rung_s + pace * steps * (share - taken) for pace in alive])
             taken = share
-        parts[-1] += [len(SHARES) * rung_s + mean * steps] * finalists * (seeds - 1)
+        parts[-1] += [rung_s + mean * steps] * finalists * (seeds - 1)
         test_s = self.begin_s + self.test_records * self.record_s
+        # The baselines score the test part twice, once behind examples that make its prompts about twice as long.
         parts.append([test_s] * finalists * seeds + [self.begin_s + 3 * self.test_records * self.record_s])
         return sum(max(sum(part) / min(self.width, len(part)), max(part)) for part in parts)
 
