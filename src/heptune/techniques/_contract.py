@@ -7,7 +7,6 @@ callers ask for capabilities, never for names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -16,23 +15,12 @@ from torch import nn
 
 from heptune.models.anatomy import Anatomy
 from heptune.models.shape import ModelShape
+from heptune.techniques._cost import Cost
+
+__all__ = ["Attached", "Cost", "Encode", "Technique"]
 
 # Text to token ids, without special tokens: for techniques that start from words.
 Encode = Callable[[str], list[int]]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a technique adds, in elements.
-
-    `trainable`: elements that receive a gradient. `optimizer`: elements that AdamW keeps for them. `activations`:
-    elements per computed row that the backward pass keeps because of the technique. `tokens`: rows added to a batch.
-    """
-
-    trainable: int
-    optimizer: int
-    activations: int = 0
-    tokens: int = 0
 
 
 class Attached(Protocol):
