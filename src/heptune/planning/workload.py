@@ -7,9 +7,8 @@ and said. Where the base's tokenizer is out of reach, four characters count as a
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -52,11 +51,12 @@ PADDED_FAMILIES = frozenset({"bloom", "codegen", "falcon", "gpt_neo", "gptj", "m
 @dataclass(frozen=True)
 class Encoded:
     """Examples to count on. `train` stands for all training examples, `longest` are the longest of all, `judged` is what
-    one validation scores, `judged_of` how many records it was made from."""
+    one validation scores; `train_of` and `judged_of` say from how many records they were made."""
 
     train: tuple[Example, ...]
     longest: tuple[Example, ...]
     judged: tuple[Example, ...]
+    train_of: int
     judged_of: int
 
 
@@ -88,6 +88,7 @@ class Layout:
     gradient, which has `scoring_repeats` times as many."""
 
     steps: float
+    passes_per_step: float
     passes: tuple[Pass, ...]
     repeats: float
     largest: tuple[Pass, ...]
@@ -96,6 +97,7 @@ class Layout:
     tokens: float
     supervised: float
     longest_example: int
+    cut_share: float
 
     @property
     def rows(self) -> float:
@@ -112,6 +114,7 @@ class Layout:
             "rows_per_epoch": self.rows,
             "supervised_tokens_per_epoch": self.supervised,
             "longest_example": self.longest_example,
+            "cut_share": self.cut_share,
             "largest_pass": {"rows": largest.rows, "pairs": largest.pairs, "targets": largest.targets},
         }
 
@@ -129,7 +132,7 @@ def assumed(task: str | None = None, examples: int | None = None, length: int | 
         size = min(tokens, max_length)
         few = min(count, max(8, _ASSUMED_TOKENS // size))
         made = tuple(_made_up(i, size) for i in range(few))
-        return Encoded(made, made[:2], made[: min(judged, few)], min(judged, few))
+        return Encoded(made, made[:2], made[: min(judged, few)], few, min(judged, few))
 
     return Workload(task or "chat", count, judged, (f"{words}, nothing shared",), encode, assumed=True)
 
@@ -145,8 +148,9 @@ def of_data(
     """The workload of a data set, with the base's own template; without one lengths are estimated."""
     found = template or EstimatedTemplate()
     limit = min(settings.validation_limit, len(parts.validation))
-    judged = [parts.validation[i] for i in sample(parts.validation, range(len(parts.validation)), limit, settings.seed)]
-    some = sample(parts.train, range(len(parts.train)), min(SAMPLED, len(parts.train)), settings.seed)
+    chosen = sample(parts.validation, range(len(parts.validation)), max(1, limit), settings.seed)
+    judged = [parts.validation[i] for i in chosen]
+    some = sample(parts.train, range(len(parts.train)), SAMPLED, settings.seed)
     longest = sorted(range(len(parts.train)), key=lambda i: -_characters(parts.train[i]))[:LONGEST]
 
     @cache
@@ -156,7 +160,13 @@ def of_data(
             return tuple(tasks.encode(task, records, found, max_length, ignore))  # type: ignore[arg-type]
 
         scored = judged[:JUDGED]
-        return Encoded(examples(some), examples(longest), _scored(task, scored, found, max_length), len(scored))
+        return Encoded(
+            train=examples(some),
+            longest=examples(longest),
+            judged=_scored(task, scored, found, max_length),
+            train_of=len(some),
+            judged_of=len(scored),
+        )
 
     words = [f"{where}: {len(parts.train)} training and {len(parts.validation)} validation records, task {task.name}"]
     if len(some) < len(parts.train):
@@ -187,7 +197,7 @@ def lay_out(workload: Workload, settings: Settings, placement: Placement, padded
     train = encoded.train
     lengths = [len(example.tokens) for example in train]
     batches = Batches(lengths, settings.seed, settings.batch_tokens, settings.batch_size)
-    scale = workload.examples / max(1, len({example.record for example in train}))
+    scale = workload.examples / encoded.train_of
 
     def passes(examples: Sequence[Example], budget: int) -> Iterator[Pass]:
         placed = [example.with_virtual_tokens(placement.front, placement.inner) for example in examples]
@@ -205,6 +215,7 @@ def lay_out(workload: Workload, settings: Settings, placement: Placement, padded
     scored = tuple(passes(encoded.judged, SCORING_ROWS)) if encoded.judged else ()
     return Layout(
         steps=max(1.0, len(steps) * scale),
+        passes_per_step=len(counted) / len(steps),
         passes=counted,
         repeats=scale,
         largest=_outstanding([*counted, *passes(worst, settings.micro_tokens)]),
@@ -213,6 +224,7 @@ def lay_out(workload: Workload, settings: Settings, placement: Placement, padded
         tokens=scale * sum(lengths[i] for step in steps for i in step),
         supervised=scale * sum(train[i].targets for step in steps for i in step),
         longest_example=max(len(example.tokens) for example in (*encoded.longest, *train)),
+        cut_share=sum(example.cut > 0 for example in train) / len(train),
     )
 
 
