@@ -612,6 +612,13 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
     }, between(1, 100) - 1
 
 
+def _total(parts: _Raw) -> Polynomial:
+    found: Polynomial = {}
+    for polynomial in parts.values():
+        found = _plus(found, polynomial)
+    return found
+
+
 def _plus(a: Polynomial, b: Polynomial, factor: float = 1.0) -> Polynomial:
     found = {m: a.get(m, 0.0) + factor * b.get(m, 0.0) for m in {**a, **b}}
     return {m: c for m, c in found.items() if abs(c) > 1e-9}
