@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from heptune.core.errors import UsageError
+
 
 def format_bytes(count: float) -> str:
     """1536 -> '1.5 KiB'."""
@@ -30,3 +34,18 @@ def format_seconds(time_s: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+_BYTES = {"": 1, "b": 1}
+_BYTES |= {f"{letter}{end}": 1000**power for power, letter in enumerate("kmgt", 1) for end in ("", "b")}
+_BYTES |= {f"{letter}i{end}": 1024**power for power, letter in enumerate("kmgt", 1) for end in ("", "b")}
+
+
+def parse_bytes(text: str) -> int:
+    """'24GB' -> 24 * 10**9; '24GiB' -> 24 * 2**30; '512 MiB', '1.5tb', '1000' (bytes). Raises `UsageError`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in _BYTES:
+        raise UsageError(
+            f"{text!r} is no amount of memory; write a number with a unit: 24GB (24 * 10^9 bytes) or 24GiB (24 * 2^30)"
+        )
+    return round(float(found[1]) * _BYTES[found[2]])
