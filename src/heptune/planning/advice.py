@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from heptune.core.units import format_bytes, format_seconds
+from heptune.planning.fit import LENGTH, QUANTIZE
 
 if TYPE_CHECKING:
     from heptune.planning.plan import TechniquePlan
 
-# A change that costs at least this much (see planning/fit.py) costs quality, not only time.
-_COSTS_QUALITY = 10
+# Priors (means of tiers) that differ by less are equal: with a dozen comparisons each they are not known better.
+_SAME_PRIOR = 0.25
+# What the changes that cost quality add to a prior: 4 bits half a tier, cut examples more than all tiers.
+_FOUR_BITS, _CUT = 0.5, 3.0
 # Times that differ by less decide nothing; they are not known better.
 _SAME_TIME = 1.25
 # With fewer optimizer steps than this, what starts slowly has not learned yet.
@@ -42,35 +45,48 @@ def advise(plans: Sequence[TechniquePlan], task: str, examples: int) -> Advice:
     if not fitting:
         return Advice(None, (*_what_would_help(plans), DECIDES), (), ())
     order = ranked(fitting)
-    best = order[0]
+    best, equal = order[0], _equals(fitting)
     reasons = [_fits(best), _prior(best, task, examples)]
-    equals = [plan for plan in order[1:] if _standing(plan) == _standing(best)]
-    if equals:
-        names = ", ".join(plan.technique for plan in equals)
-        reasons.append(f"{names} would be expected to do as well; {best.technique} costs less{_price(best, equals[0])}.")
+    others = [plan for plan in order[1:] if plan in equal]
+    if others:
+        names = " and ".join(plan.technique for plan in others)
+        reasons.append(f"{names} would be expected to do as well; {best.technique} costs less{_price(best, others[0])}.")
     reasons.append(DECIDES)
     return Advice(best.technique, tuple(reasons), tuple(_cautions(best)), tuple(plan.technique for plan in order))
 
 
 def ranked(fitting: Sequence[TechniquePlan]) -> list[TechniquePlan]:
-    """Best prior first; within a tier the cheapest. Times that are nearly the same leave it to memory."""
+    """Best prior first; among priors that are as good as equal the cheapest."""
+    left = sorted(fitting, key=_standing)
     found: list[TechniquePlan] = []
-    for standing in sorted({_standing(plan) for plan in fitting}):
-        group = [plan for plan in fitting if _standing(plan) == standing]
-        while group:
-            fastest = min(_time(plan) for plan in group)
-            alike = [plan for plan in group if _time(plan) <= _SAME_TIME * fastest]
-            chosen = min(alike, key=lambda plan: (plan.price, plan.peak_bytes, plan.trainable))
-            found.append(chosen)
-            group.remove(chosen)
+    while left:
+        chosen = _cheapest(_equals(left))
+        found.append(chosen)
+        left.remove(chosen)
     return found
 
 
-def _standing(plan: TechniquePlan) -> tuple[int, float]:
-    """Whether a change costs quality, then the prior's tier; nothing known counts as somewhat behind."""
-    tier = plan.prior.tier if plan.prior.tier is not None else 2
-    costly = plan.price // _COSTS_QUALITY
-    return (1 if costly >= 4 else 0), tier + (0.5 if costly else 0)
+def _equals(plans: Sequence[TechniquePlan]) -> list[TechniquePlan]:
+    """Those whose standing is that of the best, or as good as equal."""
+    best = min(_standing(plan) for plan in plans)
+    return [plan for plan in plans if _standing(plan) - best <= _SAME_PRIOR]
+
+
+def _cheapest(plans: Sequence[TechniquePlan]) -> TechniquePlan:
+    """The fastest; times that are nearly the same leave it to what a change costs, to what use costs, to memory."""
+    fastest = min(_time(plan) for plan in plans)
+    alike = [plan for plan in plans if _time(plan) <= _SAME_TIME * fastest]
+    return min(alike, key=lambda plan: (plan.price, not _merges(plan), plan.peak_bytes, plan.trainable))
+
+
+def _standing(plan: TechniquePlan) -> float:
+    """The prior's score, 1 (best) to 3, worse where a change costs quality; nothing known counts as somewhat behind."""
+    score = plan.prior.score if plan.prior.score is not None else 2.0
+    return score + (_CUT if plan.price >= LENGTH else _FOUR_BITS if plan.price >= QUANTIZE else 0.0)
+
+
+def _merges(plan: TechniquePlan) -> bool:
+    return plan.serving is not None and plan.serving.merged
 
 
 def _time(plan: TechniquePlan) -> float:
@@ -99,6 +115,8 @@ def _price(best: TechniquePlan, other: TechniquePlan) -> str:
     mine, theirs = _time(best), _time(other)
     if mine and theirs > _SAME_TIME * mine:
         return f" ({format_seconds(mine)} instead of {format_seconds(theirs)} for {other.technique})"
+    if _merges(best) and not _merges(other):
+        return f" (it merges into the base; {other.technique} is paid for at every use)"
     if best.peak_bytes < other.peak_bytes:
         return f" ({format_bytes(best.peak_bytes)} instead of {format_bytes(other.peak_bytes)} for {other.technique})"
     return ""

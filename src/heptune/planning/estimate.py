@@ -201,6 +201,8 @@ class Estimator:
         if strategy == SHARDED:
             memory, live = self._sharded(memory, live, width, quantized, cost)
             standing = memory.weights + memory.optimizer
+        if self.target.kind == "cuda":
+            live["save"] = standing  # what is written is copied to the host first
         held = {name: self.target.held_bytes(size, min(size, standing)) for name, size in live.items()}
         return Estimate(
             strategy=strategy,

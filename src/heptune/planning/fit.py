@@ -22,7 +22,7 @@ from heptune.engine.settings import Settings
 from heptune.planning.estimate import ONE, PARALLEL, SHARDED, Candidate, Estimate, Estimator
 
 # What a change costs the person, to rank changes: a halving of passes, recomputing, 4 bits, a halving of the length.
-_MICRO, _RECOMPUTE, _QUANTIZE, _LENGTH = 1, 4, 10, 40
+MICRO, RECOMPUTE, QUANTIZE, LENGTH = 1, 4, 10, 40
 _LEAST_MICRO, _LEAST_LENGTH = 128, 64
 _MOST_DEVICES = 1024
 
@@ -99,8 +99,8 @@ def smallest_change(estimator: Estimator, candidate: Candidate, settings: Settin
             if not estimate.fits:
                 continue
             for (m, micro), recompute in product(enumerate([None, *micros]), recomputing):
-                price = _MICRO * m + _RECOMPUTE * (recompute and not settings.recompute)
-                price += _QUANTIZE * q + _LENGTH * halvings
+                price = MICRO * m + RECOMPUTE * (recompute and not settings.recompute)
+                price += QUANTIZE * q + LENGTH * halvings
                 options.append((price, len(options), changed(micro, recompute, quantize, length), strategy))
         if options and not q and not halvings:
             break  # whatever quantizing or cutting would add costs more than any of these
