@@ -37,6 +37,7 @@ from heptune.models.anatomy import dissect
 from heptune.models.attention import Block, Visibility
 from heptune.models.blocks import BLOCK_ROWS
 from heptune.models.quantization import quantize
+from heptune.models.quiet import quiet
 from heptune.planning.forms import CHUNK_ELEMENTS, Counted, Line, Polynomial, StepForm, value
 from heptune.planning.live import LiveTracker, tensors_of
 from heptune.planning.specimens import SPECIMENS, Sizes, specimen
@@ -221,8 +222,9 @@ class _Run:
         technique = techniques.build(self.technique, self._sized(sizes, anatomy.shape.hidden))
         if self.quantized or "quantizes_base" in technique.capabilities:
             quantize(anatomy)
-        forward = Forward(anatomy, self.recompute)
-        with _Recorder(tensors_of(model)) as attaching:
+        with quiet():
+            forward = Forward(anatomy, self.recompute)
+        with quiet(), _Recorder(tensors_of(model)) as attaching:
             attached = technique.attach(anatomy, 0)
         kept = [s.size for s in attaching.recording.storages if s.died is None and s.source not in ("known", "read")]
         placement = anatomy.placement
@@ -358,7 +360,7 @@ def _symbols(values: Sequence[dict[str, int]]) -> Symbols:
 
 def _identify(symbols: Symbols, counts: Sequence[int]) -> Polynomial:
     found = symbols.find(counts)
-    return found if found is not None else symbols.nearest(counts)[0]
+    return found if found is not None else symbols.nearest(counts)
 
 
 # --- memory: from recordings to lines -------------------------------------------------------------------------------
