@@ -2,9 +2,9 @@
 
     python benchmarks/race.py sst2 --data ../shared/data        one set; writes docs/results/race_sst2.json
 
-First the race runs as `heptune race` runs it. Then every candidate that it dropped goes on from its checkpoint to the full
-length, which gives the bits of a training that was never dropped: together that is the exhaustive grid. All are scored on
-the same test examples.
+First the race runs as `heptune race` runs it. Then every candidate that it dropped goes on from its checkpoint to the
+full length, which gives the bits of a training that was never dropped: together that is the exhaustive grid. All are
+scored on the same test examples.
 
 - regret: the best test score of the grid minus that of the race's winner (the first seed of both)
 - cost: seconds of training, validating and testing, all candidates' together; the race's further seeds are part of its

@@ -155,6 +155,7 @@ def enter(
                 listener if candidate is field[0] else _silent,
                 validate_at=points,
                 metric=metric,
+                expected=facts.predicted(candidate, steps),
             )
     finally:
         torch.set_num_threads(before)

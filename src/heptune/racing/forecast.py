@@ -20,9 +20,9 @@ from heptune.engine.loop import accumulate, batches_of
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
-from heptune.planning.hardware import this_machine
+from heptune.planning.estimate import Candidate as PlannedTechnique
 from heptune.planning.limits import memory
-from heptune.planning.outlook import Outlook, outlook
+from heptune.planning.outlook import estimator_of, told
 from heptune.racing.candidates import Candidate
 from heptune.racing.ladder import SHARES
 from heptune.scoring.score import Scorer
@@ -57,7 +57,7 @@ class Forecast:
     begin_s: float
     validation_records: int
     test_records: int
-    plans: dict[str, Outlook]
+    plans: dict[str, dict[str, Any]]
 
     def judged_by(self, records: int) -> Forecast:
         """The same with so many records in a validation."""
@@ -68,8 +68,7 @@ class Forecast:
         plan, step_s = self.plans[candidate.technique.name], self.step_s[candidate.technique.name]
         validations = len(SHARES) * self.validation_records * self.record_s
         return {
-            "memory_bytes": plan.live_bytes,
-            "resident_bytes": plan.resident_bytes,
+            **plan,
             "step_s": step_s,
             "time_s": steps * step_s + validations,
         }
@@ -121,21 +120,21 @@ def forecast(
     cores = torch.get_num_threads()
     anatomy = dissect(base.model)
     kinds = {c.technique.name: c.technique for c in field}
-    machine = this_machine(listener=listener)
+    template = ChatTemplate(base.tokenizer)
+    estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
     plans = {}
     for done, (name, technique) in enumerate(kinds.items(), 1):
-        plans[name] = outlook(anatomy, technique, examples, settings, machine)
+        plans[name] = told(estimator.estimate(PlannedTechnique.of(technique), settings))
         listener(Progress("planning", done, len(kinds), "techniques"))
-    largest = max(plan.resident_bytes for plan in plans.values())
+    largest = max(plan["resident_bytes"] for plan in plans.values())
     width = width or side_by_side(largest, cores, cuda=torch.cuda.is_available())
     threads = max(1, cores // width)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        reference = min(kinds.values(), key=lambda technique: plans[technique.name].step_s)
+        reference = min(kinds.values(), key=lambda technique: plans[technique.name]["step_s"])
         bases.quantize_where_asked(anatomy, reference, settings, ignore)
         forward = Forward(anatomy, settings.recompute)
-        template = ChatTemplate(base.tokenizer)
         attached = reference.attach(anatomy, settings.seed, template.encode)
         begin_s = time.monotonic() - began
         step_s = _step_s(forward, attached, examples, settings, listener)
@@ -144,13 +143,13 @@ def forecast(
     finally:
         torch.set_num_threads(before)
     slower = SIDE_BY_SIDE if width > 1 else 1.0
-    scale = slower * step_s / plans[reference.name].step_s
+    scale = slower * step_s / plans[reference.name]["step_s"]
     tested = len(problem.parts.test)
     return Forecast(
         width=width,
         threads=threads,
         parameters=anatomy.shape.parameters,
-        step_s={name: scale * plan.step_s for name, plan in plans.items()},
+        step_s={name: scale * plan["step_s"] for name, plan in plans.items()},
         record_s=slower * record_s,
         begin_s=slower * begin_s,
         validation_records=min(settings.validation_limit, len(problem.parts.validation)),

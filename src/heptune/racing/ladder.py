@@ -9,8 +9,8 @@ All candidates are trained with the schedule of the full length, N steps, and pa
 
 That is successive halving (Jamieson and Talwalkar 2016; Li et al. 2018, "Hyperband", section 3), with two changes. A
 candidate goes on from its checkpoint instead of starting again: a finalist costs what its training costs anyway. And
-what decides is not where a candidate stands but where it is going: techniques begin at different speeds, and P-Tuning v2
-that is behind at N/4 may lead at N.
+what decides is not where a candidate stands but where it is going: techniques begin at different speeds, and one that
+is behind at N/4 may lead at N.
 
 Where a candidate is going, its `trend`, is its validation loss at N if every doubling of the steps brings half of what
 the last one brought (loss curves of fine-tuning flatten at least that fast, so that it is no promise to anyone):

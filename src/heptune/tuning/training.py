@@ -29,6 +29,7 @@ from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
+from heptune.tuning.prediction import predicted
 from heptune.tuning.problem import Problem
 
 # Rows of one forward pass when nothing is differentiated.
@@ -45,6 +46,7 @@ def begin(
     listener: Listener,
     validate_at: Sequence[int] | None = None,
     metric: str | None = None,
+    expected: dict[str, Any] | None = None,
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
     validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
@@ -68,6 +70,8 @@ def begin(
         manifest["validate_at"] = list(validate_at)
     if metric is not None:
         manifest["metric"] = metric
+    if expected is not None:
+        manifest["predicted"] = expected
     return Run.create(folder, manifest)
 
 
@@ -104,6 +108,8 @@ def train(
     with run.locked():
         examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
         anatomy = dissect(base.model)
+        if "predicted" not in run.manifest:
+            run.update(predicted=predicted(base.name, anatomy, technique, problem, template, settings, listener))
         bases.quantize_where_asked(anatomy, technique, settings, listener)
         forward = Forward(anatomy, settings.recompute, tell)
         attached = technique.attach(anatomy, settings.seed, template.encode)
