@@ -31,6 +31,7 @@ from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import Base, load_base, load_tokenizer
 from heptune.models.quantization import quantize, require_library
+from heptune.reporting.report import report as report  # one of the verbs
 from heptune.runs.files import write_json
 from heptune.runs.run import EventLog, Run, new_name
 from heptune.scoring.evaluation import (
