@@ -53,7 +53,9 @@ class Candidate:
         """From a technique's name, or from its settings (`heptune.Lora(rank=64)`)."""
         if isinstance(technique, str):
             return cls(technique, techniques.defaults(technique), techniques.capabilities(technique))
-        return cls(technique.name, {f.name: getattr(technique, f.name) for f in fields(technique)}, technique.capabilities)
+        return cls(
+            technique.name, {f.name: getattr(technique, f.name) for f in fields(technique)}, technique.capabilities
+        )
 
     @property
     def placement(self) -> Placement:
@@ -185,9 +187,7 @@ class Estimator:
             ((training_memory(shape, cost, form, sizes(one), **shared), one) for one in layout.largest),
             key=lambda pair: pair[0].total,
         )
-        scoring = max(
-            layout.scoring or (largest,), key=lambda one: form.forward_bytes(sizes(one), shape.layers)
-        )
+        scoring = max(layout.scoring or (largest,), key=lambda one: form.forward_bytes(sizes(one), shape.layers))
         live = phases(
             shape,
             cost,
@@ -324,7 +324,9 @@ def _form(
     from heptune.planning.trace import trace
 
     if family not in CONFIG_MAPPING:
-        raise BaseModelError(f"no formulas of memory and work are known for {family}; such a base cannot be planned yet")
+        raise BaseModelError(
+            f"no formulas of memory and work are known for {family}; such a base cannot be planned yet"
+        )
     architecture = CONFIG_MAPPING[family].from_dict(dict(config)) if config else family
     named = layers if settings.get("leave_out") else None
     return trace(
@@ -384,4 +386,3 @@ def serving(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: str) -> 
         looked_at = 4 * shape.layers * shape.heads * shape.head_width * candidate.positions
         return Serving(False, candidate.positions, kept * width, looked_at)
     return Serving(False, 0, 0, 2 * cost.trainable)
-
