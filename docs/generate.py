@@ -309,6 +309,38 @@ def matrix(technique: str) -> str:
     return table(("", *checks), rows) + (below + "\n" if below else "")
 
 
+def verdict_races(_: str) -> str:
+    """How often the verdict is right in simulated races, from docs/results/verdict.json."""
+    report = _report("verdict")
+    if not report:
+        return "Not measured yet.\n"
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f} %"
+
+    rows = []
+    for race in report["races"]:
+        power = race["power"]
+        rows.append(
+            (
+                str(race["examples"]),
+                f"{race['techniques']} x {race['seeds']} seeds" + (" + 4" if race["baselines"] else ""),
+                f"{race['seed_points']:g}" + (", uneven" if race["uneven"] else ""),
+                race["alike"],
+                percent(race["together"]),
+                percent(race["told_apart_wrongly"]),
+                percent(race["each_score"]),
+                f"{100 * race['half_width']:.1f}",
+                *(percent(power[gap]) if power else "" for gap in ("2", "5", "10")),
+                f"{100 * race['optimism']:+.2f} ± {100 * race['optimism_error']:.2f}",
+            )
+        )
+    headers = ("examples", "techniques + baselines", "seeds differ by", "models alike", "all intervals hold")
+    headers += ("told apart wrongly", "a score's interval holds", "half width", "2 found", "5 found", "10 found")
+    rounds = report["races"][0]["rounds"]
+    return table((*headers, "winner's optimism"), rows) + f"\n{rounds} races a line, half as many for what is found.\n"
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -325,6 +357,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "techniques scores": techniques_scores,
     "speed": speed,
     "matrix": matrix,
+    "verdict races": verdict_races,
 }
 
 

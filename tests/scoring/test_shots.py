@@ -12,8 +12,8 @@ from heptune.data.record import Message, Record
 from heptune.engine.forest import plant
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
-from heptune.scoring.score import Scorer
-from heptune.scoring.shots import FewShot, FewShotChat
+from heptune.scoring.score import Scorer, normalised
+from heptune.scoring.shots import FewShot, FewShotChat, calibrated, calibrated_labels
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.template import ChatTemplate
@@ -91,6 +91,37 @@ def test_a_forest_computes_the_shots_once(template: ChatTemplate) -> None:
     several = [e for i, r in enumerate(TEXTS * 2) for e in few.candidates(r, i, template, 600)]
     alone = [e for i, r in enumerate(TEXTS * 2) for e in TASK.candidates(r, i, template, 600)]
     assert plant(several).rows <= plant(alone).rows + few.positions(template)
+
+
+def test_calibration_takes_the_leaning_off() -> None:
+    """A scorer that knows the answer but leans to one label by four nats is right again; frequencies come back."""
+    random = np.random.default_rng(0)
+    truth = random.choice(3, 4000, p=[0.6, 0.3, 0.1])
+    clean = np.log(np.array([0.6, 0.3, 0.1])) + 2.0 * np.eye(3)[truth] + random.normal(0, 0.5, (4000, 3))
+    leaning = clean + np.array([0.0, 0.0, 4.0])
+    got = calibrated(leaning[:3000], leaning[3000:], np.array([0.6, 0.3, 0.1]))
+    before = (leaning[:3000].argmax(1) == truth[:3000]).mean()
+    best = (clean[:3000].argmax(1) == truth[:3000]).mean()
+    assert before < 0.5 < best - 0.03 < (got.argmax(1) == truth[:3000]).mean()
+    assert np.exp(got).sum(1) == pytest.approx(1.0)
+    same = np.log([[0.2, 0.8], [0.6, 0.4]])
+    # By hand: mean over the reference 0.4, 0.6; (0.2 / 0.4, 0.8 / 0.6) and (0.6 / 0.4, 0.4 / 0.6), then to sum one.
+    expected = [[0.5 / (0.5 + 4 / 3), (4 / 3) / (0.5 + 4 / 3)], [1.5 / (1.5 + 2 / 3), (2 / 3) / (1.5 + 2 / 3)]]
+    assert np.exp(calibrated(same, same, np.array([0.5, 0.5]))) == pytest.approx(np.array(expected))
+
+
+def test_calibrated_labels_read_no_shot_and_no_test_text(template: ChatTemplate) -> None:
+    model = tiny_model("llama").double()
+    scorer = Scorer(Forward(dissect(model)), template, 600, budget=4096)
+    few = FewShot.of(TASK, TRAIN, template, 600, most=4)
+    got = calibrated_labels(scorer, few, TEXTS, TRAIN, "scoring")
+    rest = [record for record in TRAIN if record not in few.shots]  # 36: fewer than REFERENCE, so all are read
+    counts = np.array([sum(record.label == label for record in TRAIN) for label in TASK.labels])
+    raw = (scorer.labels(few, records, "scoring") for records in (TEXTS, rest))
+    assert got == pytest.approx(calibrated(*raw, counts / 40), rel=1e-6)
+    # One text's score does not depend on which others are scored.
+    assert got[:1] == pytest.approx(calibrated_labels(scorer, few, TEXTS[:1], TRAIN, "scoring"), rel=1e-6)
+    assert not np.allclose(got, normalised(scorer.labels(few, TEXTS, "scoring")))
 
 
 # ---- conversations
