@@ -11,7 +11,7 @@ import transformers
 
 from heptune.engine.forest import plant
 from heptune.engine.forward import Forward
-from heptune.models import attention
+from heptune.models import blocks
 from heptune.models.anatomy import dissect
 from heptune.models.attention import AttentionState, Visibility, attend, install
 from heptune.tasks.example import Example
@@ -67,7 +67,7 @@ def dense(
 def test_blocks_equal_one_dense_mask(
     block_rows: int, window: int | None, cap: float | None, trees: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", block_rows)
     seen = forest(trees, seed=trees)
     rows = len(seen.end)
     draw = torch.Generator().manual_seed(0)
@@ -90,12 +90,12 @@ def test_blocks_equal_one_dense_mask(
 @pytest.mark.parametrize("block_rows", [16, 128])
 def test_blocks_cover_all_rows_and_waste_no_key(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than one block, cuts at roots; with small blocks, keys that are one slice and keys that are not."""
-    monkeypatch.setattr(attention, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", block_rows)
     seen = forest(12, seed=12)
-    blocks = seen.blocks()
-    assert len(seen.end) > 3 * block_rows and len(blocks) > 3
-    assert [b.start for b in blocks[1:]] == [b.stop for b in blocks[:-1]] and blocks[-1].stop == len(seen.end)
-    assert any(seen.position[b.start] == 0 for b in blocks[1:])
+    cut = seen.blocks()
+    assert len(seen.end) > 3 * block_rows and len(cut) > 3
+    assert [b.start for b in cut[1:]] == [b.stop for b in cut[:-1]] and cut[-1].stop == len(seen.end)
+    assert any(seen.position[b.start] == 0 for b in cut[1:])
     for window in (None, 7):
         assert all(b.visible.any(1).all() and b.visible.any(0).all() for b in seen.blocks(window))
         if block_rows == 16:

@@ -15,6 +15,7 @@ from heptune.cli.check import check
 from heptune.cli.demo import demo
 from heptune.cli.evaluate import evaluate
 from heptune.cli.explain import explain
+from heptune.cli.race import race
 from heptune.cli.report import report
 from heptune.cli.tune import resume, tune
 from heptune.core.errors import HeptuneError
@@ -40,6 +41,7 @@ def _heptune(
 app.command()(tune)
 app.command()(resume)
 app.command(name="eval")(evaluate)
+app.command()(race)
 app.command()(report)
 app.command()(chat)
 app.command()(explain)

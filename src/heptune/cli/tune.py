@@ -20,12 +20,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 @options.with_tuning_options
 def tune(
-    base: Annotated[
-        str,
-        typer.Argument(
-            metavar="BASE", help="smollm2-135m, a local model folder, or a model's name on the hub.", show_default=False
-        ),
-    ],
+    base: options.BaseArgument,
     data: options.DataArgument,
     technique: Annotated[str, typer.Option(help="How to tune; `heptune explain` lists them.")] = "lora",
     task: options.TaskName = None,
@@ -71,12 +66,23 @@ def tune(
     finish(run, screen)
 
 
-def resume(run: options.RunArgument, threads: options.Threads = None) -> None:
-    """Continue an interrupted run. By default with as many threads as it began with, for the same bits."""
+def resume(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|RACE", help="A run or race directory, e.g. runs/lora-1.", show_default=False)
+    ],
+    threads: options.Threads = None,
+) -> None:
+    """Continue an interrupted run or race. By default with as many threads as it began with, for the same bits."""
     from heptune.cli.live import live
     from heptune.cli.show import console
+    from heptune.racing.race import is_race
     from heptune.runs.run import Run
 
+    if is_race(run):
+        from heptune.cli.race import go_on
+
+        go_on(run)
+        return
     options.use_threads(threads or Run(run).manifest.get("threads"))
     from heptune import api
 
@@ -115,6 +121,7 @@ def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("training time", f"{format_seconds(result['time_s'])}, validation included"),
         ("speed", f"{speed:.0f} tokens/s over that time, {format_count(result['tokens'])} tokens in all"),
         ("peak memory", format_bytes(result["peak_memory_bytes"])),
+        *_predicted(manifest),
         ("artifact", format_bytes(result["artifact_bytes"])),
     ]
     before, after = result["first_validation"], result["best_validation"]
@@ -122,3 +129,19 @@ def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         scores = ", ".join(f"{name} {before[name]:.4f} -> {after[name]:.4f}" for name in after)
         rows.append(("validation", f"{scores} (best: step {result['best_step']})"))
     return rows
+
+
+def _predicted(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the plan said before the first step, beside what came true."""
+    said, result = manifest.get("predicted"), manifest["result"]
+    if not said:
+        return []
+
+    def off(prediction: float, truth: float) -> str:
+        return f" ({prediction / truth - 1:+.0%})" if truth else ""
+
+    memory = (
+        f"peak memory {format_bytes(said['resident_bytes'])}{off(said['resident_bytes'], result['peak_memory_bytes'])}"
+    )
+    time = f"training time {format_seconds(said['time_s'])}{off(said['time_s'], result['time_s'])}"
+    return [("predicted", f"{memory}, {time if result['reason'] == 'finished' else 'time for all steps'}")]

@@ -28,11 +28,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "heptune_forest"
+from heptune.models.blocks import cuts, keys_of
 
-# Query rows of one block. Smaller blocks skip more invisible keys, larger ones make fewer calls; 64 to 256 measured
-# alike on two cores, 128 least.
-BLOCK_ROWS = 128
+NAME = "heptune_forest"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Visibility:
     def blocks(self, window: int | None = None) -> list[Block]:
         """The blocks of a layer with this sliding window (None: unlimited)."""
         if window not in self._blocks:
-            self._blocks[window] = [self._block(a, b, window) for a, b in self._cuts()]
+            self._blocks[window] = [self._block(a, b, window) for a, b in cuts(self.position)]
         return self._blocks[window]
 
     def bias(self, window: int | None, groups: int, dtype: torch.dtype, prefix: int = 0) -> list[torch.Tensor]:
@@ -77,27 +75,8 @@ class Visibility:
         position = torch.from_numpy(self.position[block.start : block.stop]).to(self.device)
         return torch.cat([prefix_visible(position, prefix, window), block.visible], dim=1)
 
-    def _cuts(self) -> Iterator[tuple[int, int]]:
-        """Row ranges of about BLOCK_ROWS, cut where a new tree begins when one begins in the second half of a block."""
-        rows = len(self.end)
-        roots = np.flatnonzero(self.position == self.position.min())
-        start = 0
-        while start < rows:
-            stop = min(start + BLOCK_ROWS, rows)
-            inside = roots[(roots > start + BLOCK_ROWS // 2) & (roots <= stop)]
-            if stop < rows and len(inside):
-                stop = int(inside[-1])
-            yield start, stop
-            start = stop
-
     def _block(self, start: int, stop: int, window: int | None) -> Block:
-        candidates = np.flatnonzero(self.end[:stop] > start)
-        query = np.arange(start, stop)[:, None]
-        visible = (candidates[None] <= query) & (query < self.end[candidates][None])
-        if window is not None:
-            visible &= self.position[start:stop, None] - self.position[candidates][None] < window
-            seen = visible.any(0)
-            candidates, visible = candidates[seen], visible[:, seen]
+        candidates, visible = keys_of(self.end, self.position, start, stop, window)
         first, last = int(candidates[0]), int(candidates[-1])
         contiguous = last - first + 1 == len(candidates)
         keys = slice(first, last + 1) if contiguous else torch.from_numpy(candidates).to(self.device)

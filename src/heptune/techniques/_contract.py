@@ -7,7 +7,6 @@ callers ask for capabilities, never for names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -16,23 +15,12 @@ from torch import nn
 
 from heptune.models.anatomy import Anatomy
 from heptune.models.shape import ModelShape
+from heptune.techniques._cost import Cost
+
+__all__ = ["Attached", "Cost", "Encode", "Technique"]
 
 # Text to token ids, without special tokens: for techniques that start from words.
 Encode = Callable[[str], list[int]]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a technique adds, in elements.
-
-    `trainable`: elements that receive a gradient. `optimizer`: elements that AdamW keeps for them. `activations`:
-    elements per computed row that the backward pass keeps because of the technique. `tokens`: rows added to a batch.
-    """
-
-    trainable: int
-    optimizer: int
-    activations: int = 0
-    tokens: int = 0
 
 
 class Attached(Protocol):
@@ -65,7 +53,8 @@ class Technique(Protocol):
     Capabilities: 'mergeable' folds into the base's weights; 'detachable' can be taken out again; 'identity_start'
     changes nothing until training does; 'trains_base' trains weights of the base itself; 'quantizes_base' stores the
     base's linear sites in 4 bits; 'virtual_tokens' puts rows before the input, 'kv_prefix' keys and values before it in
-    every layer: both take positions.
+    every layer: both take positions. 'slow_start' needs many steps before it shows what it can; 'starts_from_text' has
+    settings `init` and `init_text`, with which it begins as words.
     """
 
     name: ClassVar[str]

@@ -1,0 +1,76 @@
+"""Stored forms: the common architectures with every technique at its default settings. Imports no torch.
+
+`python -m heptune.planning.writing` makes `book.json.gz` again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from heptune.planning.forms import StepForm
+
+BOOK = Path(__file__).with_name("book.json.gz")
+
+# Settings that give a size a value (see `forms.sizes_of`), and those that change neither memory nor work.
+_SIZES = ("rank", "reduction", "virtual_tokens", "encoder_hidden")
+_WITHOUT_EFFECT = ("alpha", "rank_stabilised", "learning_rate", "scaling", "init", "init_text", "start_from")
+
+
+def structure(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a technique's settings decides the form: not sizes, and nothing that has no effect."""
+    found = {n: v for n, v in settings.items() if n not in (*_SIZES, *_WITHOUT_EFFECT)}
+    if "dropout" in found:
+        found["dropout"] = bool(found["dropout"])
+    if "targets" in found:
+        found["targets"] = sorted(found["targets"])
+    template = found.pop("prompt_template", "")
+    if "{p:" in str(template):
+        before, _, behind = str(template).partition("text")
+        found["prompt_template"] = f"{'{p}' if '{p:' in before else ''}text{'{p}' if '{p:' in behind else ''}"
+    return found
+
+
+def key(
+    family: str,
+    technique: str,
+    settings: Mapping[str, Any],
+    dtype: str,
+    recompute: bool,
+    quantized: bool = False,
+    tied: bool = False,
+) -> str:
+    """The name of a form. `dtype`: 'float32' or 'bfloat16'. `tied`: whether the head is the embedding."""
+    facts = [
+        family, technique, json.dumps(structure(settings), sort_keys=True), dtype,
+        *(name for name, given in (("recompute", recompute), ("quantized", quantized), ("tied", tied)) if given),
+    ]  # fmt: skip
+    return "|".join(facts)
+
+
+def find(
+    family: str,
+    technique: str,
+    settings: Mapping[str, Any],
+    dtype: str,
+    recompute: bool,
+    quantized: bool = False,
+    tied: bool = False,
+) -> StepForm | None:
+    """The stored form; None where there is none (`planning.trace` makes it then)."""
+    book = read()
+    number = book["entries"].get(key(family, technique, settings, dtype, recompute, quantized, tied))
+    return None if number is None else StepForm.from_json(book["forms"][number])
+
+
+@cache
+def read() -> dict[str, Any]:
+    """The whole book: forms, and each entry's number among them."""
+    if not BOOK.is_file():
+        return {"forms": [], "entries": {}}
+    found: dict[str, Any] = json.loads(gzip.decompress(BOOK.read_bytes()))
+    return found

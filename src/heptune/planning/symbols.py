@@ -1,0 +1,102 @@
+"""From numbers to formulas: the product of sizes that a count is, seen at several sizes.
+
+A tensor has 1,904 elements in one specimen, 4,400 in the next, 9,984 in the third: of all products of few sizes, only
+T * d / 2 has these ratios. What no single product fits may be a sum of two, q + 2 kv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import combinations_with_replacement
+from math import gcd, prod
+
+from heptune.planning.forms import Polynomial
+
+# A sum of two products is looked for among these coefficients of the first.
+_COEFFICIENTS = (1, 2, 4, 8, 12, 16, 24, 32, 3, 6)
+# The denominators (64: a block of weights in 4 bits) and the size that a product's own coefficient may have.
+_DENOMINATORS, _LARGEST_COEFFICIENT = (1, 2, 3, 4, 8, 16, 32, 64), 4096
+# Bytes below which a storage that nothing explains is taken for a constant.
+_SMALL = 4096
+# What a kernel's own buffers may grow with.
+_OF_KERNELS = ("P*e", "P*d", "T", "T*d")
+
+
+class Symbols:
+    """Sizes with their values in each specimen. `rows` are counts of rows, `widths` of features; a product has at most
+    two of each."""
+
+    def __init__(self, rows: Mapping[str, Sequence[int]], widths: Mapping[str, Sequence[int]]) -> None:
+        self.values = {**rows, **widths}
+        self._table: dict[tuple[int, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
+        self._found: dict[tuple[int, ...], Polynomial | None] = {}
+        self._simple: list[tuple[str, tuple[int, ...]]] = []
+        products = []
+        for features in _products(widths):
+            for counts in _products(rows):
+                names = (*counts, *features)
+                columns = [self.values[name] for name in names]
+                count = len(next(iter(self.values.values())))
+                products.append((names, tuple(prod(c[i] for c in columns) for i in range(count))))
+        for names, values in sorted(products, key=lambda item: len(item[0])):
+            if len(set(values)) == 1 and names:
+                continue  # the same in every specimen: no size to tell
+            if self._table.setdefault(_ratio(values), (names, values))[0] is names and len(names) <= 3:
+                self._simple.append(("*".join(names), values))
+
+    def find(self, counts: Sequence[int]) -> Polynomial | None:
+        """The polynomial that has these values in the specimens; None where there is none."""
+        key = tuple(counts)
+        if key not in self._found:
+            self._found[key] = self._search(key)
+        return self._found[key]
+
+    def nearest(self, counts: Sequence[int]) -> Polynomial:
+        """What is near, and never less, where `find` finds nothing: a kernel's own buffers, rounded up to whole pages."""
+        if max(counts) < _SMALL:
+            return {"": float(max(counts))}
+
+        def spread(values: tuple[int, ...]) -> float:
+            ratios = [n / v for n, v in zip(counts, values, strict=True)]
+            return max(ratios) / min(ratios)
+
+        plain = [found for found in self._simple if found[0] in _OF_KERNELS]
+        name, values = min(plain, key=lambda item: spread(item[1]))
+        return {name: max(n / v for n, v in zip(counts, values, strict=True))}
+
+    def _search(self, counts: tuple[int, ...]) -> Polynomial | None:
+        if not any(counts):
+            return {}
+        one = self._product(counts)
+        if one is not None:
+            return one
+        for name, values in self._simple:
+            for coefficient in _COEFFICIENTS:
+                rest = tuple(n - coefficient * v for n, v in zip(counts, values, strict=True))
+                if min(rest) <= 0:
+                    break
+                other = self._product(rest)
+                if other is not None:
+                    return {name: float(coefficient), **other} if name not in other else None
+        return None
+
+    def _product(self, counts: tuple[int, ...]) -> Polynomial | None:
+        found = self._table.get(_ratio(counts))
+        if found is None:
+            return None
+        names, values = found
+        factor = Fraction(counts[0], values[0])
+        if factor.denominator not in _DENOMINATORS or factor > _LARGEST_COEFFICIENT:
+            return None
+        return {"*".join(names): float(factor)}
+
+
+def _products(symbols: Mapping[str, Sequence[int]]) -> list[tuple[str, ...]]:
+    """Nothing, one symbol, or two."""
+    return [(), *((name,) for name in symbols), *combinations_with_replacement(symbols, 2)]
+
+
+def _ratio(values: tuple[int, ...]) -> tuple[int, ...]:
+    divisor = gcd(*values)
+    return tuple(v // divisor for v in values)

@@ -1,0 +1,86 @@
+"""Writes the book of forms (see `planning/book.py`): `python -m heptune.planning.writing`.
+
+Traces every technique at its default settings on every family below, in float32 and (where the base stays frozen)
+bfloat16, with and without recomputation, and with the base in 4 bits. With families named, only theirs are made anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from heptune import techniques
+from heptune.core.errors import HeptuneError
+from heptune.planning import book
+from heptune.planning.trace import trace
+
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gptj", "gpt_neox", "glm"),
+    *("glm4", "glm4_moe", "mixtral", "smollm3", "olmo2"),
+)
+
+
+def entries(family: str) -> Iterator[dict[str, Any]]:
+    """What is traced for one family: the arguments of `trace`, by name."""
+    for name in techniques.names():
+        kind = techniques.get(name)
+        trains_base = "trains_base" in kind.capabilities
+        quantizes = "quantizes_base" in kind.capabilities
+        for dtype in ("float32",) if trains_base else ("float32", "bfloat16"):
+            for recompute in (False, True):
+                for quantized in (True,) if quantizes else (False,) if trains_base else (False, True):
+                    yield {
+                        "architecture": family,
+                        "technique": name,
+                        "settings": asdict(techniques.build(name)),  # type: ignore[call-overload]
+                        "dtype": dtype,
+                        "recompute": recompute,
+                        "quantized": quantized,
+                    }
+
+
+def main(families: list[str]) -> None:
+    """Writes the book; the families that are not named keep their entries."""
+    torch.set_num_threads(1)
+    old = book.read()
+    made = {
+        name: json.dumps(old["forms"][number], separators=(",", ":"))
+        for name, number in old["entries"].items()
+        if name.split("|")[0] not in (families or FAMILIES)
+    }
+    for family in families or FAMILIES:
+        for entry in entries(family):
+            arguments = {k: v for k, v in entry.items() if k != "architecture"}
+            trains_base = "trains_base" in techniques.get(entry["technique"]).capabilities
+            for tied in (False, True):
+                name = book.key(family, **arguments, tied=tied)
+                if tied and not trains_base:  # a frozen head costs the same
+                    made[name] = made[book.key(family, **arguments)]
+                    continue
+                try:
+                    form = trace(**entry, tied=tied)
+                except HeptuneError as error:
+                    print(f"{name}: {error}", file=sys.stderr)
+                    break
+                made[name] = json.dumps(form.to_json(), separators=(",", ":"))
+        _write(made)
+        print(f"{family}: {len(made)} entries, {book.BOOK.stat().st_size / 1e6:.2f} MB")
+
+
+def _write(made: dict[str, str]) -> None:
+    """Equal forms are stored once."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(made.values()))}
+    forms = ",\n".join(numbers)
+    names = json.dumps({name: numbers[text] for name, text in sorted(made.items())}, indent=0)
+    text = f'{{"forms":[\n{forms}\n],\n"entries":{names}}}\n'
+    book.BOOK.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
