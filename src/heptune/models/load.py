@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -95,6 +95,27 @@ def load_tokenizer(name: str, *, listener: Listener = ignore) -> PreTrainedToken
     if path.is_file():
         return _load_file(name, path, torch.float32).tokenizer
     return _tokenizer(_from_hub(name, listener, weights=False), name)
+
+
+def read_config(name: str, *, listener: Listener = ignore) -> dict[str, Any]:
+    """The configuration of the base called `name`, without its weights: of a GGUF file its header is read, from a hub
+    config.json alone is fetched. Raises `BaseModelError` as `load_base` does."""
+    path = Path(name).expanduser()
+    if name in EMBEDDED and not path.exists():
+        folder = fetch(name, listener=listener)
+    elif path.is_dir():
+        folder = path
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise BaseModelError(f"{path} is a file that is no base; {_KNOWN}")
+        try:
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).to_dict()
+        except Exception as problem:
+            raise BaseModelError(f"transformers cannot read {path}: {_first_line(problem)}") from problem
+    else:
+        folder = _from_hub(name, listener, only_config=True)
+    _check_config(folder, name)
+    return json.loads((folder / "config.json").read_text("utf-8"))
 
 
 def fingerprint(folder: Path) -> str:
@@ -309,7 +330,7 @@ def _check_tokenizer(folder: Path, where: str) -> None:
         )
 
 
-def _from_hub(name: str, listener: Listener, weights: bool = True) -> Path:
+def _from_hub(name: str, listener: Listener, weights: bool = True, only_config: bool = False) -> Path:
     """The folder of the hub's own cache with the base `name`, downloaded as far as needed: the small files first."""
     if not _HUB_ID.fullmatch(name):
         if "/" in name or "\\" in name or name.startswith((".", "~")):
@@ -319,6 +340,8 @@ def _from_hub(name: str, listener: Listener, weights: bool = True) -> Path:
         raise BaseModelError(f"there is no base {name!r}; {hint}{_KNOWN}")
     small = _snapshot(name, ["config.json"])
     _check_config(small, name)
+    if only_config:
+        return small
     listener(Note(f"loading {name} from the hub or its cache"))
     kinds = ["*.json", "*.jinja", "*.txt", "*.model"]
     folder = _snapshot(name, [*kinds, "*.safetensors"] if weights else kinds, small.name)

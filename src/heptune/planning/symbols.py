@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from math import gcd, prod
 
 from heptune.planning.forms import Polynomial
 
 # A sum of two products is looked for among these coefficients of the first.
 _COEFFICIENTS = (1, 2, 4, 8, 12, 16, 24, 32, 3, 6)
-# The denominators and the size that a product's own coefficient may have.
-_LARGEST_DENOMINATOR, _LARGEST_COEFFICIENT = 8, 4096
+# The denominators (64: a block of weights in 4 bits) and the size that a product's own coefficient may have.
+_DENOMINATORS, _LARGEST_COEFFICIENT = (1, 2, 3, 4, 8, 16, 32, 64), 4096
+# How many matrices are stacked: experts.
+_STACK = "X"
+# Bytes below which a storage that nothing explains is taken for a constant.
+_SMALL = 4096
+# What a kernel's own buffers may grow with.
+_OF_KERNELS = ("P*e", "P*d", "T", "T*d")
 
 
 class Symbols:
     """Sizes with their values in each specimen. `rows` are counts of rows, `widths` of features; a product has at most
-    two of each."""
+    two of each, and those of stacked matrices a third: X."""
 
     def __init__(self, rows: Mapping[str, Sequence[int]], widths: Mapping[str, Sequence[int]]) -> None:
         self.values = {**rows, **widths}
@@ -29,7 +35,8 @@ class Symbols:
         self._found: dict[tuple[int, ...], Polynomial | None] = {}
         self._simple: list[tuple[str, tuple[int, ...]]] = []
         products = []
-        for features in _products(widths):
+        stacked = [(_STACK, a, b) for a, b in combinations(widths, 2)] if _STACK in widths else []
+        for features in [*_products(widths), *stacked]:
             for counts in _products(rows):
                 names = (*counts, *features)
                 columns = [self.values[name] for name in names]
@@ -48,15 +55,18 @@ class Symbols:
             self._found[key] = self._search(key)
         return self._found[key]
 
-    def nearest(self, counts: Sequence[int]) -> tuple[Polynomial, float]:
-        """The product whose values come nearest, never less; and how far its ratio to them spreads."""
+    def nearest(self, counts: Sequence[int]) -> Polynomial:
+        """What is near, and never less, where `find` finds nothing: a kernel's own buffers, rounded up to pages."""
+        if max(counts) < _SMALL:
+            return {"": float(max(counts))}
 
         def spread(values: tuple[int, ...]) -> float:
             ratios = [n / v for n, v in zip(counts, values, strict=True)]
-            return max(ratios) / min(ratios) if min(ratios) > 0 else float("inf")
+            return max(ratios) / min(ratios)
 
-        name, values = min([("", (1,) * len(counts)), *self._simple], key=lambda item: spread(item[1]))
-        return {name: max(n / v for n, v in zip(counts, values, strict=True))}, spread(values)
+        plain = [found for found in self._simple if found[0] in _OF_KERNELS]
+        name, values = min(plain, key=lambda item: spread(item[1]))
+        return {name: max(n / v for n, v in zip(counts, values, strict=True))}
 
     def _search(self, counts: tuple[int, ...]) -> Polynomial | None:
         if not any(counts):
@@ -80,7 +90,7 @@ class Symbols:
             return None
         names, values = found
         factor = Fraction(counts[0], values[0])
-        if factor.denominator > _LARGEST_DENOMINATOR or factor > _LARGEST_COEFFICIENT:
+        if factor.denominator not in _DENOMINATORS or factor > _LARGEST_COEFFICIENT:
             return None
         return {"*".join(names): float(factor)}
 

@@ -37,6 +37,7 @@ from heptune.models.anatomy import dissect
 from heptune.models.attention import Block, Visibility
 from heptune.models.blocks import BLOCK_ROWS
 from heptune.models.quantization import quantize
+from heptune.models.quiet import quiet
 from heptune.planning.forms import CHUNK_ELEMENTS, Counted, Line, Polynomial, StepForm, value
 from heptune.planning.live import LiveTracker, tensors_of
 from heptune.planning.specimens import SPECIMENS, Sizes, specimen
@@ -121,13 +122,13 @@ class _Recorder(LiveTracker):
 
 def _product(name: str, given: list[torch.Tensor]) -> tuple[int, int, int, int] | None:
     kind = name.removeprefix("aten.").partition(".")[0]
-    if kind in ("mm", "bmm"):
+    if kind in ("mm", "bmm", "_grouped_mm"):
         left, right = given[0], given[1]
     elif kind in ("addmm", "addmm_", "baddbmm", "baddbmm_"):
         left, right = given[1], given[2]
     else:
         return None
-    count = left.shape[0] if left.ndim == 3 else 1
+    count = left.shape[0] if left.ndim == 3 and kind != "_grouped_mm" else 1
     return count, left.shape[-2], left.shape[-1], right.shape[-1]
 
 
@@ -223,8 +224,9 @@ class _Run:
         technique = techniques.build(self.technique, self._sized(sizes, anatomy.shape.hidden))
         if self.quantized or "quantizes_base" in technique.capabilities:
             quantize(anatomy)
-        forward = Forward(anatomy, self.recompute)
-        with _Recorder(tensors_of(model)) as attaching:
+        with quiet():
+            forward = Forward(anatomy, self.recompute)
+        with quiet(), _Recorder(tensors_of(model)) as attaching:
             attached = technique.attach(anatomy, 0)
         kept = [s.size for s in attaching.recording.storages if s.died is None and s.source not in ("known", "read")]
         placement = anatomy.placement
@@ -341,6 +343,8 @@ def _values(sizes: Sizes, shape: Any, blocks: int, placement: Any, forest: bool)
         "e": sizes.e,
         "G": shape.heads // shape.kv_heads,
         "E": shape.embedding,
+        "X": sizes.X,
+        "w": sizes.w,
     }
     if not forest:
         return {**found, "l": sizes.l}
@@ -360,7 +364,7 @@ def _symbols(values: Sequence[dict[str, int]]) -> Symbols:
 
 def _identify(symbols: Symbols, counts: Sequence[int]) -> Polynomial:
     found = symbols.find(counts)
-    return found if found is not None else symbols.nearest(counts)[0]
+    return found if found is not None else symbols.nearest(counts)
 
 
 # --- memory: from recordings to lines -------------------------------------------------------------------------------
@@ -593,6 +597,8 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
         "G": groups,
         "D": width,
         "E": d,
+        "X": between(2, 256),
+        "w": between(256, 16384),
         "r": between(1, 256),
         "P": positions,
         "e": between(16, 4096),

@@ -1,6 +1,7 @@
 """One file for each technique; adding a file adds a technique.
 
-Names and cards are read from the files without importing them (they need torch, which takes seconds).
+Names, cards, defaults and capabilities are read from the files without importing them (they need torch, which takes
+seconds).
 """
 
 from __future__ import annotations
@@ -33,6 +34,35 @@ def card(name: str) -> str:
     text = ast.get_docstring(ast.parse((_FOLDER / f"{name}.py").read_text("utf-8")))
     assert text is not None
     return text
+
+
+def capabilities(name: str) -> frozenset[str]:
+    """What the technique's class says it can do, read from its file without importing it."""
+    return ast.literal_eval(_assigned(name)["capabilities"].args[0])  # type: ignore[attr-defined]
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The technique's hyperparameters with their defaults, read from its file without importing it."""
+    fields_of_class = {key: node for key, node in _assigned(name).items() if key not in ("name", "capabilities")}
+    return {key: ast.literal_eval(node) for key, node in fields_of_class.items()}
+
+
+@cache
+def _assigned(name: str) -> dict[str, ast.expr]:
+    """What the class that `TECHNIQUE` names assigns to its annotated names."""
+    _known(name)
+    module = ast.parse((_FOLDER / f"{name}.py").read_text("utf-8"))
+    chosen = next(
+        ast.unparse(node.value)
+        for node in module.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TECHNIQUE"
+    )
+    kind = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == chosen)
+    return {
+        node.target.id: node.value
+        for node in kind.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
+    }
 
 
 def get(name: str) -> type[Technique]:

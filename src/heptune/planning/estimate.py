@@ -1,0 +1,388 @@
+"""Memory and time of one technique with one set of settings on one target. Imports no torch before it must.
+
+`planning/memory.py` and `planning/time.py` know what one pass costs; here the passes of the workload are put through
+them, on one device or several:
+
+    one device        everything on it
+    data parallel     each device holds everything, and computes its share of the passes
+    fully sharded     weights, gradients and moments are divided among the devices; one layer's weights at a time are
+                      fetched whole (twice that is counted: the next one is fetched meanwhile)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any
+
+from heptune import techniques
+from heptune.core.errors import BaseModelError, TechniqueError
+from heptune.engine.settings import Settings
+from heptune.models.catalog import BaseFacts
+from heptune.models.shape import ModelShape
+from heptune.planning import book
+from heptune.planning.costs import cost_of
+from heptune.planning.forms import Pass, StepForm, sizes_of, virtual_tokens
+from heptune.planning.memory import TRAINED_BYTES, Memory, base_bytes, phases, training_memory
+from heptune.planning.target import Target
+from heptune.planning.time import step_seconds, validation_seconds
+from heptune.planning.workload import PADDED_FAMILIES, Layout, Placement, Workload, lay_out
+from heptune.techniques._cost import Cost
+
+ONE, PARALLEL, SHARDED = "one device", "data parallel", "fully sharded"
+
+# Validations in a run when nobody says how often, and one before it; as in engine/loop.py, a test compares.
+VALIDATIONS = 4
+_BYTES = {"float32": 4, "bfloat16": 2}
+_INNER = re.compile(r"text\s*\}?\s*\{p:(\d+)\}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A technique with its settings, as far as plans need to know it."""
+
+    name: str
+    settings: Mapping[str, Any]
+    capabilities: frozenset[str]
+
+    @classmethod
+    def of(cls, technique: Any) -> Candidate:
+        """From a technique's name, or from its settings (`heptune.Lora(rank=64)`)."""
+        if isinstance(technique, str):
+            return cls(technique, techniques.defaults(technique), techniques.capabilities(technique))
+        return cls(
+            technique.name, {f.name: getattr(technique, f.name) for f in fields(technique)}, technique.capabilities
+        )
+
+    @property
+    def placement(self) -> Placement:
+        """Its virtual tokens among the rows."""
+        if "virtual_tokens" not in self.capabilities:
+            return Placement()
+        found = _INNER.search(str(self.settings.get("prompt_template") or ""))
+        inner = int(found[1]) if found else 0
+        return Placement(virtual_tokens(self.settings) - inner, inner)
+
+    @property
+    def positions(self) -> int:
+        """Positions that an example's own tokens cannot have."""
+        return virtual_tokens(self.settings)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds. `total_s` has `validations` validations in it; `steps` are optimizer steps."""
+
+    steps: int
+    step_s: float
+    epoch_s: float
+    validation_s: float
+    validations: int
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training needs with some settings.
+
+    `memory` is one device's at the peak of a training step, by part; its `total` is `live`. `phases` are what a device
+    holds at the peak of each phase, the process or driver and the allocator's losses (`overhead_bytes`, in training)
+    included. `peak_bytes` is the largest of the phases that a training cannot do without: all but merging.
+    """
+
+    strategy: str
+    memory: Memory
+    overhead_bytes: int
+    phases: dict[str, int]
+    peak_bytes: int
+    room_bytes: int
+    timing: Timing | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the training finds room."""
+        return self.peak_bytes <= self.room_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "strategy": self.strategy,
+            "memory_bytes": {**asdict(self.memory), "overhead": self.overhead_bytes},
+            "phases_bytes": self.phases,
+            "peak_bytes": self.peak_bytes,
+            "room_bytes": self.room_bytes,
+            "fits": self.fits,
+            "time": None if self.timing is None else asdict(self.timing),
+        }
+
+
+class Estimator:
+    """Estimates for one base, workload and target; forms and layouts are found once."""
+
+    def __init__(self, base: BaseFacts, workload: Workload, place: Target) -> None:
+        self.base, self.workload, self.target = base, workload, place
+        self.layout = lru_cache(maxsize=256)(self._layout)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The base's sizes."""
+        return self.base.shape
+
+    def cost(self, candidate: Candidate) -> Cost:
+        """What the technique adds, in elements."""
+        return cost_of(candidate.name, candidate.settings, self.shape, self.base.entry)
+
+    def dtype(self, candidate: Candidate) -> str:
+        """The type of the base's weights: where they are trained themselves float32, else the target's."""
+        return "float32" if "trains_base" in candidate.capabilities else self.target.dtype
+
+    def quantized(self, candidate: Candidate, settings: Settings) -> bool:
+        """Whether the base lies in 4 bits."""
+        return settings.quantize is not None or "quantizes_base" in candidate.capabilities
+
+    def check(self, candidate: Candidate, settings: Settings) -> None:
+        """Raises `TechniqueError` where the technique cannot be run so at all."""
+        self.cost(candidate)
+        if settings.quantize is not None and "trains_base" in candidate.capabilities:
+            raise TechniqueError("it trains the base's own weights, and a weight in 4 bits cannot be trained")
+        limit = self.shape.max_positions
+        longest = self.layout(candidate.placement, settings).longest_example
+        if limit is not None and candidate.positions + longest > limit:
+            raise TechniqueError(
+                f"the longest example has {longest} tokens and the technique takes {candidate.positions} positions, but "
+                f"the base has {limit}; plan with --max-length {limit - candidate.positions}"
+            )
+
+    def form(self, candidate: Candidate, settings: Settings) -> StepForm:
+        """The formulas of a step: stored ones, else read off a tiny model of the family now (this imports torch)."""
+        return _form(
+            self.base.form_family,
+            candidate.name,
+            _Frozen(candidate.settings),
+            self.dtype(candidate),
+            settings.recompute,
+            self.quantized(candidate, settings),
+            self.shape.head_tied,
+            self.shape.layers,
+            _Frozen({}) if self.base.form_family != self.shape.family else _Frozen(self.base.config),
+        )
+
+    def _layout(self, placement: Placement, settings: Settings) -> Layout:
+        return lay_out(self.workload, settings, placement, self.base.form_family in PADDED_FAMILIES)
+
+    def estimate(self, candidate: Candidate, settings: Settings, strategy: str = ONE) -> Estimate:
+        """Memory and time of a training with these settings."""
+        shape, cost, form = self.shape, self.cost(candidate), self.form(candidate, settings)
+        layout = self.layout(candidate.placement, settings)
+        width, quantized = _BYTES[self.dtype(candidate)], self.quantized(candidate, settings)
+        shared = {"dtype_bytes": width, "quantized": quantized}
+
+        def sizes(one: Pass) -> dict[str, float]:
+            return sizes_of(shape, candidate.settings, one)
+
+        memory, largest = max(
+            ((training_memory(shape, cost, form, sizes(one), **shared), one) for one in layout.largest),
+            key=lambda pair: pair[0].total,
+        )
+        scoring = max(layout.scoring or (largest,), key=lambda one: form.forward_bytes(sizes(one), shape.layers))
+        live = phases(
+            shape,
+            cost,
+            form,
+            sizes(largest),
+            sizes(scoring),
+            mergeable="mergeable" in candidate.capabilities,
+            **shared,
+        )
+        standing = memory.weights + memory.optimizer
+        if strategy == SHARDED:
+            memory, live = self._sharded(memory, live, width, quantized, cost)
+            standing = memory.weights + memory.optimizer
+        if self.target.kind == "cuda":
+            live["save"] = standing  # what is written is copied to the host first
+        held = {name: self.target.held_bytes(size, min(size, standing)) for name, size in live.items()}
+        return Estimate(
+            strategy=strategy,
+            memory=memory,
+            overhead_bytes=held["train"] - memory.total,
+            phases=held,
+            peak_bytes=max(size for name, size in held.items() if name != "merge"),
+            room_bytes=self.target.memory_bytes,
+            timing=self._timing(candidate, settings, strategy, form, layout, cost, sizes),
+        )
+
+    def _sharded(
+        self, memory: Memory, live: Mapping[str, int], width: int, quantized: bool, cost: Cost
+    ) -> tuple[Memory, dict[str, int]]:
+        """One device's share. What a phase has beyond the standing weights and moments is not divided."""
+        count = self.target.devices
+        gathered = 2 * round(max(self.shape.layer_parameters) * width)
+        divided = Memory(
+            weights=math.ceil(memory.weights / count),
+            gradients=math.ceil(memory.gradients / count),
+            optimizer=math.ceil(memory.optimizer / count),
+            activations=memory.activations,
+            logits=memory.logits,
+            workspace=memory.workspace + gathered,
+        )
+        before, standing = memory.weights + memory.optimizer, divided.weights + divided.optimizer
+        whole = base_bytes(self.shape, dtype_bytes=width, quantized=False)
+        found = {
+            "load": math.ceil(whole / count),
+            "train": divided.total,
+            "evaluate": standing + gathered + live["evaluate"] - before,
+            "save": standing + math.ceil((live["save"] - before) / count),
+        }
+        if "merge" in live:
+            found["merge"] = standing + live["merge"] - before
+        return divided, found
+
+    def _timing(
+        self,
+        candidate: Candidate,
+        settings: Settings,
+        strategy: str,
+        form: StepForm,
+        layout: Layout,
+        cost: Cost,
+        sizes: Any,
+    ) -> Timing | None:
+        machine = self.target.machine
+        if machine is None:
+            return None
+        tensors = 2 * len(self.shape.sites)  # an upper bound for what techniques train; it tells on a CPU alone
+        count = max(1, math.ceil(layout.passes_per_step - 1e-9))
+        work = form.work(sizes(mean_pass(layout.passes, layout.passes_per_step / count)), self.shape.layers)
+        weights = base_bytes(
+            self.shape, dtype_bytes=_BYTES[self.dtype(candidate)], quantized=self.quantized(candidate, settings)
+        )
+        step_s = step_seconds(
+            [work] * count, cost.trainable, machine, tensors, float(weights) if strategy == SHARDED else None
+        )
+        validation_s, validations = 0.0, 0
+        steps = max(1, round(settings.epochs * layout.steps))
+        steps = min(steps, settings.max_steps or steps)
+        if layout.scoring:
+            scored = form.forward_work(sizes(mean_pass(layout.scoring)), self.shape.layers)
+            validation_s = validation_seconds([scored], machine) * len(layout.scoring) * layout.scoring_repeats
+            every = settings.validate_every or math.ceil(steps / VALIDATIONS)
+            validations = 1 + math.ceil(steps / every)
+        total = steps * step_s + validations * validation_s
+        if settings.max_minutes is not None:
+            total = min(total, 60 * settings.max_minutes)
+        return Timing(steps, step_s, layout.steps * step_s, validation_s, validations, total)
+
+
+def mean_pass(passes: Sequence[Pass], share: float = 1.0) -> Pass:
+    """The mean of passes, or a share of it: work grows with rows, pairs and targets almost in proportion."""
+
+    def mean(name: str, least: int = 1) -> int:
+        values = [getattr(one, name) or 0 for one in passes]
+        return max(least, round(share * sum(values) / len(values)))
+
+    known = all(one.blocks is not None for one in passes)
+    whole = [one.widest or 0 for one in passes]
+    return Pass(
+        rows=mean("rows"),
+        pairs=mean("pairs"),
+        targets=mean("targets"),
+        examples=mean("examples"),
+        blocks=mean("blocks") if known else None,
+        keys=mean("keys") if known else None,
+        gathered=mean("gathered", 0) if known else 0,
+        widest=max(1, round(sum(whole) / len(whole))) if known else None,
+    )
+
+
+class _Frozen(dict[str, Any]):
+    """Settings that can be looked up: they do not change after they were made."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(str(sorted(self.items(), key=str)))
+
+
+@lru_cache(maxsize=512)
+def _form(
+    family: str,
+    technique: str,
+    settings: _Frozen,
+    dtype: str,
+    recompute: bool,
+    quantized: bool,
+    tied: bool,
+    layers: int,
+    config: _Frozen,
+) -> StepForm:
+    found = book.find(family, technique, settings, dtype, recompute, quantized, tied)
+    if found is not None and not (found.exact and found.base_layers != layers):
+        return found
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from heptune.planning.trace import trace
+
+    if family not in CONFIG_MAPPING:
+        raise BaseModelError(
+            f"no formulas of memory and work are known for {family}; such a base cannot be planned yet"
+        )
+    architecture = CONFIG_MAPPING[family].from_dict(dict(config)) if config else family
+    named = layers if settings.get("leave_out") else None
+    return trace(
+        architecture,
+        technique,
+        dict(settings),
+        dtype=dtype,
+        recompute=recompute,
+        quantized=quantized,
+        tied=tied,
+        layers=named,
+    )
+
+
+def artifact_bytes(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: str) -> int:
+    """What a run leaves for use. A soft prompt stands there folded, and beside it the network it comes from."""
+    if "trains_base" in candidate.capabilities:
+        return cost.trainable * _BYTES[dtype]
+    folded = 0
+    if "kv_prefix" in candidate.capabilities:
+        folded = candidate.positions * 2 * shape.layers * shape.kv_heads * shape.head_width
+    elif "virtual_tokens" in candidate.capabilities:
+        folded = candidate.positions * shape.embedding
+    if cost.trainable == folded:  # the table is what is trained
+        return TRAINED_BYTES * folded
+    starts = folded if "kv_prefix" in candidate.capabilities and candidate.settings.get("init") != "random" else 0
+    return TRAINED_BYTES * (cost.trainable + folded + starts)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What using the result costs beyond the base: positions and memory of each request, work of each token."""
+
+    merged: bool
+    positions: int
+    request_bytes: int
+    token_flops: int
+
+    @property
+    def words(self) -> str:
+        """In a few words."""
+        if self.merged:
+            return "none: merges into the base"
+        if self.positions:
+            return f"{self.positions} positions a request"
+        return f"{self.token_flops / 1e6:.3g} MFLOP a token"
+
+
+def serving(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: str) -> Serving:
+    """A technique that merges costs nothing; virtual tokens and prefixes take positions, whose keys and values every
+    token attends to; what else stands beside the base is multiplied with, once a token."""
+    if "mergeable" in candidate.capabilities:
+        return Serving(True, 0, 0, 0)
+    width = _BYTES[dtype]
+    if candidate.positions:
+        kept = 2 * shape.layers * shape.kv_heads * shape.head_width * candidate.positions
+        looked_at = 4 * shape.layers * shape.heads * shape.head_width * candidate.positions
+        return Serving(False, candidate.positions, kept * width, looked_at)
+    return Serving(False, 0, 0, 2 * cost.trainable)

@@ -1,0 +1,297 @@
+"""What a training computes on: how many rows, targets and visible pairs its passes have.
+
+With data, a sample of the records is encoded exactly as `tune` encodes them, cut into the same batches and laid out as
+the same forests; the examples that make the largest pass are looked for among all. Without data a workload is assumed,
+and said. Where the base's tokenizer is out of reach, four characters count as a token. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from heptune import tasks
+from heptune.core.events import Listener, ignore
+from heptune.core.registry import unknown
+from heptune.data.parts import DataParts
+from heptune.data.record import Message, Record
+from heptune.data.splits import sample
+from heptune.engine import forest
+from heptune.engine.batches import Batches
+from heptune.engine.settings import Settings
+from heptune.planning.forms import Pass
+from heptune.tasks.classify import Classify
+from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate, Segment
+
+# Records that are encoded to count on, and how many of the longest of all others: enough for a sum within a few percent.
+SAMPLED = 400
+LONGEST = 32
+JUDGED = 40  # validation records that are encoded
+# Rows of a pass without gradient, as in api.py; a test compares.
+SCORING_ROWS = 4096
+
+# What is assumed of a workload that nobody describes.
+ASSUMED_EXAMPLES, ASSUMED_LENGTH = 1000, 512
+_SUPERVISED_SHARE = 0.25
+_ASSUMED_TOKENS = 1 << 15  # laid out for an assumed workload: all its passes are alike
+
+CHARACTERS_PER_TOKEN = 4
+_TURN_TOKENS = 4  # a turn's marks in a chat template
+
+# Families that do not go through transformers' attention interface: their batches are padded (docs/engine.md).
+PADDED_FAMILIES = frozenset({"bloom", "codegen", "falcon", "gpt_neo", "gptj", "mpt"})
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples to count on. `train` stands for all training examples, `longest` are the longest of all, `judged` is what
+    one validation scores; `train_of` and `judged_of` say from how many records they were made."""
+
+    train: tuple[Example, ...]
+    longest: tuple[Example, ...]
+    judged: tuple[Example, ...]
+    train_of: int
+    judged_of: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is learned from. `examples` and `validation` count records; `said` describes it in words. `encode` gives the
+    examples as they are when none may be longer than that many tokens. `assumed`: nobody described it."""
+
+    task: str
+    examples: int
+    validation: int
+    said: tuple[str, ...]
+    encode: Callable[[int], Encoded]
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a technique's virtual tokens stand: `front` before every example, `inner` before its answer."""
+
+    front: int = 0
+    inner: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The passes of a training. `passes` are those of a sample of steps; an epoch has `repeats` times as many.
+    `largest` are those among which the peak of memory lies. `scoring` is a sample of one validation's passes without
+    gradient, which has `scoring_repeats` times as many."""
+
+    steps: float
+    passes_per_step: float
+    passes: tuple[Pass, ...]
+    repeats: float
+    largest: tuple[Pass, ...]
+    scoring: tuple[Pass, ...]
+    scoring_repeats: float
+    tokens: float
+    supervised: float
+    longest_example: int
+    cut_share: float
+
+    @property
+    def rows(self) -> float:
+        """Rows that are computed in an epoch."""
+        return self.repeats * sum(one.rows for one in self.passes)
+
+    def to_json(self) -> dict[str, Any]:
+        """An epoch in numbers, and the largest pass."""
+        largest = max(self.largest, key=lambda one: one.rows)
+        return {
+            "steps_per_epoch": self.steps,
+            "passes_per_epoch": self.repeats * len(self.passes),
+            "tokens_per_epoch": self.tokens,
+            "rows_per_epoch": self.rows,
+            "supervised_tokens_per_epoch": self.supervised,
+            "longest_example": self.longest_example,
+            "cut_share": self.cut_share,
+            "largest_pass": {"rows": largest.rows, "pairs": largest.pairs, "targets": largest.targets},
+        }
+
+
+def assumed(task: str | None = None, examples: int | None = None, length: int | None = None) -> Workload:
+    """A workload of so many equally long examples that share nothing."""
+    if task is not None and task not in tasks.names():
+        raise unknown("task", task, tasks.names())
+    count, tokens = examples or ASSUMED_EXAMPLES, length or ASSUMED_LENGTH
+    words = f"assumed, as no data was named: {count} examples of {tokens} tokens, a quarter of them supervised"
+    judged = count // 10
+
+    @cache
+    def encode(max_length: int) -> Encoded:
+        size = min(tokens, max_length)
+        few = min(count, max(8, _ASSUMED_TOKENS // size))
+        made = tuple(_made_up(i, size) for i in range(few))
+        return Encoded(made, made[:2], made[: min(judged, few)], few, min(judged, few))
+
+    return Workload(task or "chat", count, judged, (f"{words}, nothing shared",), encode, assumed=True)
+
+
+def _made_up(index: int, length: int) -> Example:
+    lead = max(1, length - max(1, round(_SUPERVISED_SHARE * length)))
+    return Example((index + 1,) * length, tuple(t >= lead for t in range(length)), index)
+
+
+def of_data(
+    task: tasks.Classify | tasks.Chat, parts: DataParts, template: ChatTemplate | None, settings: Settings, where: str
+) -> Workload:
+    """The workload of a data set, with the base's own template; without one lengths are estimated."""
+    found = template or EstimatedTemplate()
+    limit = min(settings.validation_limit, len(parts.validation))
+    chosen = sample(parts.validation, range(len(parts.validation)), max(1, limit), settings.seed)
+    judged = [parts.validation[i] for i in chosen]
+    some = sample(parts.train, range(len(parts.train)), SAMPLED, settings.seed)
+    longest = sorted(range(len(parts.train)), key=lambda i: -_characters(parts.train[i]))[:LONGEST]
+
+    @cache
+    def encode(max_length: int) -> Encoded:
+        def examples(indices: Sequence[int]) -> tuple[Example, ...]:
+            records = [parts.train[i] for i in indices]
+            return tuple(tasks.encode(task, records, found, max_length, ignore))  # type: ignore[arg-type]
+
+        scored = judged[:JUDGED]
+        return Encoded(
+            train=examples(some),
+            longest=examples(longest),
+            judged=_scored(task, scored, found, max_length),
+            train_of=len(some),
+            judged_of=len(scored),
+        )
+
+    words = [f"{where}: {len(parts.train)} training and {len(parts.validation)} validation records, task {task.name}"]
+    if len(some) < len(parts.train):
+        words.append(f"counted on {len(some)} training records and the {len(longest)} longest")
+    if template is None:
+        words.append(
+            f"the base's tokenizer is not at hand: a token is taken to be {CHARACTERS_PER_TOKEN} characters; expect "
+            "lengths to be off by a third either way, more in languages that are not written in Latin letters"
+        )
+    return Workload(task.name, len(parts.train), limit, tuple(words), encode)
+
+
+def _scored(task: Any, records: Sequence[Record], template: Any, max_length: int) -> tuple[Example, ...]:
+    """What a validation scores: every label of a text, or the replies."""
+    if isinstance(task, Classify):
+        return tuple(c for i, record in enumerate(records) for c in task.candidates(record, i, template, max_length))
+    examples = (e for i, record in enumerate(records) for e in task.encode(record, i, template, max_length))
+    return tuple(example for example in examples if example.targets)
+
+
+def _characters(record: Record) -> int:
+    return len(record.text or "") + sum(len(message.content) for message in record.messages)
+
+
+def lay_out(workload: Workload, settings: Settings, placement: Placement, padded: bool = False) -> Layout:
+    """The passes of a training with these settings; `padded`: the architecture cannot attend over a forest."""
+    encoded = workload.encode(settings.max_length)
+    train = encoded.train
+    lengths = [len(example.tokens) for example in train]
+    batches = Batches(lengths, settings.seed, settings.batch_tokens, settings.batch_size)
+    scale = workload.examples / encoded.train_of
+
+    def passes(examples: Sequence[Example], budget: int) -> Iterator[Pass]:
+        placed = [example.with_virtual_tokens(placement.front, placement.inner) for example in examples]
+        cut = forest.padded_portions(placed, budget) if padded else forest.portions(placed, budget, settings.share)
+        for portion in cut:
+            yield _padded_pass(portion) if padded else _forest_pass(portion, settings.share)
+
+    steps = batches.epoch(0)
+    if len(steps) > 1 and scale > 1:  # the last step of a sample is cut off where the data goes on
+        steps = steps[:-1]
+    used = sum(len(step) for step in steps)
+    scale *= len(train) / used
+    counted = tuple(p for step in steps for p in passes([train[i] for i in step], settings.micro_tokens))
+    worst = _worst_step([*encoded.longest, *train], settings)
+    scored = tuple(passes(encoded.judged, SCORING_ROWS)) if encoded.judged else ()
+    return Layout(
+        steps=max(1.0, len(steps) * scale),
+        passes_per_step=len(counted) / len(steps),
+        passes=counted,
+        repeats=scale,
+        largest=_outstanding([*counted, *passes(worst, settings.micro_tokens)]),
+        scoring=scored,
+        scoring_repeats=workload.validation / max(1, encoded.judged_of),
+        tokens=scale * sum(lengths[i] for step in steps for i in step),
+        supervised=scale * sum(train[i].targets for step in steps for i in step),
+        longest_example=max(len(example.tokens) for example in (*encoded.longest, *train)),
+        cut_share=sum(example.cut > 0 for example in train) / len(train),
+    )
+
+
+def _worst_step(examples: Sequence[Example], settings: Settings) -> list[Example]:
+    """The longest examples that one step may take together."""
+    ordered = sorted(set(examples), key=lambda example: -len(example.tokens))
+    if settings.batch_size is not None:
+        return ordered[: settings.batch_size]
+    chosen = ordered[:1]
+    for example in ordered[1:]:
+        if sum(len(e.tokens) for e in chosen) + len(example.tokens) <= settings.batch_tokens:
+            chosen.append(example)
+    return chosen
+
+
+def _outstanding(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Passes that no other exceeds in rows, pairs and targets at once: the peak lies at one of them."""
+    distinct = sorted({(p.rows, p.pairs, p.targets): p for p in passes}.values(), key=lambda p: -p.rows)
+    kept: list[Pass] = []
+    for one in distinct:
+        if not any(o.rows >= one.rows and o.pairs >= one.pairs and o.targets >= one.targets for o in kept):
+            kept.append(one)
+    return tuple(kept)
+
+
+def _forest_pass(examples: Sequence[Example], share: bool) -> Pass:
+    planted = forest.plant(examples, share)
+    return Pass.of(planted.end, planted.position, len(planted.target_row), len(examples))
+
+
+def _padded_pass(examples: Sequence[Example]) -> Pass:
+    padded = forest.pad(examples)
+    count, length = padded.token.shape
+    return Pass(padded.rows, count * length * length, len(padded.target_row), count)
+
+
+@dataclass(frozen=True)
+class EstimatedTemplate:
+    """A chat template that is not there: each turn is its text in pieces of four characters, and a few marks.
+
+    Equal texts give equal tokens, so that what examples share is found. It offers what tasks ask of `ChatTemplate`.
+    """
+
+    marks: tuple[int, ...] = field(default=tuple(range(_TURN_TOKENS)))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids that stand for these pieces."""
+        data = text.encode("utf-8")
+        pieces = (data[i : i + CHARACTERS_PER_TOKEN] for i in range(0, len(data), CHARACTERS_PER_TOKEN))
+        return [_TURN_TOKENS + zlib.crc32(piece) for piece in pieces]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The turns up to where the assistant begins to speak."""
+        turns = [token for message in messages for token in (*self.marks, *self.encode(message.content))]
+        return [*turns, *self.marks[:-1]]
+
+    def reply(self, text: str) -> list[int]:
+        """A reply and the end of its turn."""
+        return [*self.encode(text), self.marks[-1]]
+
+    def conversation(self, messages: Sequence[Message]) -> list[list[Segment]]:
+        """One sequence, every reply supervised."""
+        segments = []
+        for index, message in enumerate(messages):
+            if message.role == "assistant" and index > 0:
+                segments.append(Segment(self.marks[:-1], False))
+                segments.append(Segment(tuple(self.reply(message.content)), True))
+            else:
+                segments.append(Segment((*self.marks, *self.encode(message.content)), False))
+        return [segments]
