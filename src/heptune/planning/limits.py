@@ -47,7 +47,10 @@ def _physical() -> int:
             _fields_ = (
                 ("length", ctypes.c_ulong),
                 ("load", ctypes.c_ulong),
-                *((name, ctypes.c_ulonglong) for name in ("total", "free", "pages", "freepages", "all", "left", "more")),
+                *(
+                    (name, ctypes.c_ulonglong)
+                    for name in ("total", "free", "pages", "freepages", "all", "left", "more")
+                ),
             )
 
         status = Status(length=ctypes.sizeof(Status))

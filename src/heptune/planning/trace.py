@@ -121,13 +121,13 @@ class _Recorder(LiveTracker):
 
 def _product(name: str, given: list[torch.Tensor]) -> tuple[int, int, int, int] | None:
     kind = name.removeprefix("aten.").partition(".")[0]
-    if kind in ("mm", "bmm"):
+    if kind in ("mm", "bmm", "_grouped_mm"):
         left, right = given[0], given[1]
     elif kind in ("addmm", "addmm_", "baddbmm", "baddbmm_"):
         left, right = given[1], given[2]
     else:
         return None
-    count = left.shape[0] if left.ndim == 3 else 1
+    count = left.shape[0] if left.ndim == 3 and kind != "_grouped_mm" else 1
     return count, left.shape[-2], left.shape[-1], right.shape[-1]
 
 
@@ -341,6 +341,8 @@ def _values(sizes: Sizes, shape: Any, blocks: int, placement: Any, forest: bool)
         "e": sizes.e,
         "G": shape.heads // shape.kv_heads,
         "E": shape.embedding,
+        "X": sizes.X,
+        "w": sizes.w,
     }
     if not forest:
         return {**found, "l": sizes.l}
@@ -593,6 +595,8 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
         "G": groups,
         "D": width,
         "E": d,
+        "X": between(2, 256),
+        "w": between(256, 16384),
         "r": between(1, 256),
         "P": positions,
         "e": between(16, 4096),
