@@ -94,7 +94,10 @@ def test_siblings_among_techniques_do_not_import_each_other() -> None:
             assert others <= {module, "heptune.techniques"} | BUILT_ON.get(module, set()), module
 
 
-@pytest.mark.parametrize("name", ["core", "runs", "data", "demo", "tasks", "techniques", "engine.settings", "cli.main"])
+LIGHT = ("core", "runs", "data", "demo", "tasks", "techniques", "engine.settings", "cli.main")
+
+
+@pytest.mark.parametrize("name", [*LIGHT, "scoring.baselines", "scoring.comparison", "racing.verdict"])
 def test_light_rooms_import_no_torch(name: str) -> None:
     modules = [m for m in MODULES if m == f"heptune.{name}" or (m + ".").startswith(f"heptune.{name}.")]
     if name == "techniques":

@@ -16,6 +16,8 @@ from heptune.cli.demo import demo
 from heptune.cli.evaluate import evaluate
 from heptune.cli.explain import explain
 from heptune.cli.plan import plan
+from heptune.cli.race import race
+from heptune.cli.report import report
 from heptune.cli.tune import resume, tune
 from heptune.core.errors import HeptuneError
 
@@ -41,6 +43,8 @@ app.command()(plan)
 app.command()(tune)
 app.command()(resume)
 app.command(name="eval")(evaluate)
+app.command()(race)
+app.command()(report)
 app.command()(chat)
 app.command()(explain)
 app.command()(check)

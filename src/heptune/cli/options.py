@@ -23,6 +23,12 @@ TECHNIQUE_PANEL = "Settings of the technique (heptune explain TECHNIQUE)"
 # A field of several values is written with commas.
 _LISTS = {"tuple[str": "NAME,NAME", "tuple[int": "NUMBER,NUMBER"}
 
+BaseArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="BASE", help="smollm2-135m, a local model folder, or a model's name on the hub.", show_default=False
+    ),
+]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, e.g. runs/lora-1.", show_default=False)
 ]
@@ -95,6 +101,14 @@ def file_or_share(option: str, value: str | None) -> str | float | None:
     if share is not None and not 0 <= share < 1:
         raise UsageError(f"{option} is {value}; as a share it must be at least 0 and below 1, else name a file")
     return share
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """'0.33,1,3' -> (0.33, 1.0, 3.0)."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}; it must be numbers with commas between them, e.g. 0.333,1,3") from None
 
 
 def use_threads(count: int | None) -> None:

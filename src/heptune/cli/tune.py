@@ -20,12 +20,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 @options.with_tuning_options
 def tune(
-    base: Annotated[
-        str,
-        typer.Argument(
-            metavar="BASE", help="smollm2-135m, a local model folder, or a model's name on the hub.", show_default=False
-        ),
-    ],
+    base: options.BaseArgument,
     data: options.DataArgument,
     technique: Annotated[str, typer.Option(help="How to tune; `heptune explain` lists them.")] = "lora",
     task: options.TaskName = None,
@@ -71,12 +66,23 @@ def tune(
     finish(run, screen)
 
 
-def resume(run: options.RunArgument, threads: options.Threads = None) -> None:
-    """Continue an interrupted run. By default with as many threads as it began with, for the same bits."""
+def resume(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|RACE", help="A run or race directory, e.g. runs/lora-1.", show_default=False)
+    ],
+    threads: options.Threads = None,
+) -> None:
+    """Continue an interrupted run or race. By default with as many threads as it began with, for the same bits."""
     from heptune.cli.live import live
     from heptune.cli.show import console
+    from heptune.racing.race import is_race
     from heptune.runs.run import Run
 
+    if is_race(run):
+        from heptune.cli.race import go_on
+
+        go_on(run)
+        return
     options.use_threads(threads or Run(run).manifest.get("threads"))
     from heptune import api
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,63 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class TrainingEnded:
-    """`reason` is 'finished', 'time', 'early stopping' or 'interrupted'."""
+    """`reason` is 'finished', 'time', 'early stopping', 'interrupted' or 'paused'."""
 
     step: int
     reason: str
     time_s: float
 
 
-Event = Note | Progress | TrainingStarted | StepDone | Validated | CheckpointSaved | TrainingEnded
+@dataclass(frozen=True)
+class RaceStarted:
+    """A race begins or goes on. `rungs`: the steps after which candidates are compared. `budget_s`, `expected_s`: wall
+    time, None where nothing limits it or nothing is known. `width`: candidates that train at a time."""
+
+    folder: str
+    candidates: tuple[str, ...]
+    rungs: tuple[int, ...]
+    budget_s: float | None
+    expected_s: float | None
+    width: int
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A part of a race: everyone named in `names` trains to step `until`, or (None) is tested."""
+
+    what: str
+    names: tuple[str, ...]
+    until: int | None
+
+
+@dataclass(frozen=True)
+class CandidateMoved:
+    """Where a candidate is in its training."""
+
+    name: str
+    step: int
+    loss: float | None
+    metrics: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class CandidateDone:
+    """A candidate has come to the end of its stage, or (`failed` says why) has not."""
+
+    name: str
+    failed: str
+
+
+@dataclass(frozen=True)
+class RungDecided:
+    """Who goes on after step `step`, best first: `standings` as in race.json."""
+
+    step: int
+    standings: tuple[dict[str, Any], ...]
+
+
+RaceEvent = RaceStarted | StageStarted | CandidateMoved | CandidateDone | RungDecided
+Event = Note | Progress | TrainingStarted | StepDone | Validated | CheckpointSaved | TrainingEnded | RaceEvent
 Listener = Callable[[Event], None]
 
 

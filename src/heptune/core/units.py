@@ -16,6 +16,14 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def parse_seconds(text: str) -> float:
+    """'90s' -> 90, '10m' -> 600, '1.5h' -> 5400; a bare number is minutes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|)\s*", text)
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"{text!r} is no time; write e.g. 90s, 10m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "min": 60, "": 60, "h": 3600}[found[2]]
+
+
 def format_count(count: float) -> str:
     """4884480 -> '4.88M'."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -55,7 +55,8 @@ class Validation:
 
 @dataclass
 class State:
-    """What a checkpoint remembers beside tensors. `time_s` is training time over all sittings."""
+    """What a checkpoint remembers beside tensors. `time_s` is training time, `peak_bytes` the most memory in use, over
+    all sittings."""
 
     step: int = 0
     time_s: float = 0.0
@@ -65,6 +66,7 @@ class State:
     best_metrics: dict[str, float] | None = None
     first_metrics: dict[str, float] | None = None
     without_gain: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ class Outcome:
 
     reason: str
     state: State
-    peak_bytes: int
 
 
 @dataclass
@@ -91,6 +92,7 @@ class Training:
     steps: int
     validation: Validation | None
     listener: Listener
+    validate_at: frozenset[int] | None = None  # the steps after which to validate, instead of what the settings say
     optimizer: torch.optim.AdamW = field(init=False)
     batches: Batches = field(init=False)
     state: State = field(init=False)
@@ -100,22 +102,24 @@ class Training:
         self.batches = batches_of(self.examples, self.settings)
         self.state = State()
         self._validation_s = 0.0  # what the last validation took; time that a limit has to leave over
+        self._saved_step = -1
 
-    def run(self) -> Outcome:
-        """Trains from the newest checkpoint (or from the beginning) to the end."""
+    def run(self, until: int | None = None) -> Outcome:
+        """Trains from the newest checkpoint (or from the beginning) to the end; to step `until` at most, if given."""
         saved = checkpoint.load_newest(self._checkpoints, self.attached.parameters, self.optimizer, self.listener)
         if saved is not None:
             self.state = State(**{k: v for k, v in saved.items() if k in State.__dataclass_fields__})
+            self._saved_step = self.state.step
         self.listener(self._started())
         began = time.monotonic() - self.state.time_s
         last_save = time.monotonic()
-        peak = used_bytes(self.forward.device)
+        self._note_memory(used_bytes(self.forward.device))
         with _asked_to_stop() as asked, freed_memory_kept():
-            if self.state.step == 0 and self.validation is not None and self.state.best_metrics is None:
+            if self.state.step == 0 and self._validates_first() and self.state.best_metrics is None:
                 self._validate()
-            while (reason := self._reason_to_end(asked)) is None:
+            while (reason := self._reason_to_end(asked, until)) is None:
                 event = self._step()
-                peak = max(peak, event.memory_bytes)
+                self._note_memory(event.memory_bytes)
                 self.state.time_s = time.monotonic() - began
                 self.listener(event)
                 gained = self._validation_is_due() and self._validate()
@@ -126,9 +130,14 @@ class Training:
             if reason == "time" and self.validation is not None and not self._validation_is_due():
                 self._validate()
             self.state.time_s = time.monotonic() - began
-            self._save()
+            self._note_memory(used_bytes(self.forward.device))
+            if self._saved_step != self.state.step:
+                self._save()
         self.listener(TrainingEnded(self.state.step, reason, self.state.time_s))
-        return Outcome(reason, self.state, max(peak, used_bytes(self.forward.device)))
+        return Outcome(reason, self.state)
+
+    def _note_memory(self, used: int) -> None:
+        self.state.peak_bytes = max(self.state.peak_bytes, used)
 
     def _started(self) -> TrainingStarted:
         return TrainingStarted(
@@ -140,11 +149,13 @@ class Training:
             supervised_tokens=sum(example.targets for example in self.examples),
         )
 
-    def _reason_to_end(self, asked: threading.Event) -> str | None:
+    def _reason_to_end(self, asked: threading.Event, until: int | None) -> str | None:
         if self.state.step >= self.steps:
             return "finished"
         if asked.is_set():
             return "interrupted"
+        if until is not None and self.state.step >= until:
+            return "paused"
         limit = self.settings.max_minutes
         if limit is not None and self.state.time_s + self._validation_s >= 60 * limit:
             return "time"
@@ -188,9 +199,14 @@ class Training:
             "Try a lower --learning-rate, or look at these examples with `heptune check`"
         )
 
+    def _validates_first(self) -> bool:
+        return self.validation is not None and (self.validate_at is None or 0 in self.validate_at)
+
     def _validation_is_due(self) -> bool:
         if self.validation is None:
             return False
+        if self.validate_at is not None:
+            return self.state.step in self.validate_at
         every = self.settings.validate_every or math.ceil(self.steps / VALIDATIONS)
         return self.state.step % every == 0 or self.state.step == self.steps
 
@@ -221,6 +237,7 @@ class Training:
         began = time.monotonic()
         state = {name: getattr(self.state, name) for name in State.__dataclass_fields__}
         path = checkpoint.save(self._checkpoints, self.state.step, self.attached.parameters, self.optimizer, state)
+        self._saved_step = self.state.step
         named = checkpoint.best_steps(self._checkpoints)
         for folder in self.folder.glob("best-*"):
             if int(folder.name.removeprefix("best-")) not in named:

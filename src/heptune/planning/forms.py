@@ -99,7 +99,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Work:
-    """One forward and backward pass, the optimizer's step included.
+    """One forward and backward pass; the optimizer's step is not in it.
 
     `attention_flops`: floating point operations of attention's own products. `moved_bytes`: bytes that all other
     operations read and write. `operations`: how many operations are called, products included, views not.
@@ -203,7 +203,7 @@ class StepForm:
         return value(base, sizes) + self._more(layers) * value(slope, sizes)
 
     def work(self, sizes: Mapping[str, float], layers: int) -> Work:
-        """The work of a forward and backward pass and of the optimizer's step."""
+        """The work of a forward and backward pass."""
         return self.counted.work(sizes, self._more(layers))
 
     def forward_work(self, sizes: Mapping[str, float], layers: int) -> Work:

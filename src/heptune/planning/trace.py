@@ -68,7 +68,7 @@ class _Call:
     read: tuple[int, ...]
     made: tuple[int, ...]
     product: tuple[int, int, int, int] | None  # how often, m, k, n
-    attention: int  # multiplications of attention, for its forward (x 2) or backward pass (x 5)
+    attention: int  # floating point operations of attention's kernel
 
 
 @dataclass
@@ -106,7 +106,8 @@ class _Recorder(LiveTracker):
             self.recording.events.append(("-", number, self.phase))
 
     def called(self, func: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> None:
-        if func.is_view or str(func).startswith("profiler."):
+        # The optimizer's step is one for all passes of a step, and counted apart (see `planning/time.py`).
+        if func.is_view or str(func).startswith("profiler.") or self.phase == _OPTIMIZER:
             return
         name = str(func)
         read, wrote = (tuple(t.numel() * t.itemsize for t in group) for group in (given, made))
@@ -135,7 +136,8 @@ def _attention(name: str, given: list[torch.Tensor]) -> int:
     if "scaled_dot_product" not in name:
         return 0
     query, key = (given[1], given[2]) if "backward" in name else (given[0], given[1])
-    return (5 if "backward" in name else 2) * query.numel() * key.shape[-2]
+    # A multiplication and an addition each, in two products forward and five backward (the scores are made again).
+    return (10 if "backward" in name else 4) * query.numel() * key.shape[-2]
 
 
 @dataclass(frozen=True)

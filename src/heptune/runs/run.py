@@ -13,18 +13,17 @@ Every file is whole or absent. One process at a time works in a run directory; a
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from heptune.core.errors import RunError
 from heptune.core.events import Event, TrainingStarted
-from heptune.runs.files import read_json, remove_unfinished, write_json, write_text
+from heptune.runs.files import read_json, write_json, write_text
+from heptune.runs.lock import locked
 
 FORMAT = 1
 
@@ -93,26 +92,9 @@ class Run:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         return [value for value in map(_parsed, lines) if value is not None]
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes out of this run directory inside the block; `RunError` names the one that is in it."""
-        path = self.folder / "lock"
-        while True:
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
-                owner = path.read_text("utf-8").strip()
-                if owner.isdigit() and _alive(int(owner)) and int(owner) != os.getpid():
-                    raise RunError(f"process {owner} is working in {self.folder}; wait for it or end it") from None
-                path.unlink(missing_ok=True)  # its owner is gone
-        os.write(descriptor, str(os.getpid()).encode())
-        os.close(descriptor)
-        try:
-            remove_unfinished(self.folder)
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        return locked(self.folder)
 
 
 @dataclass
@@ -152,16 +134,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _no_run(folder: Path) -> str:

@@ -53,7 +53,8 @@ class Technique(Protocol):
     Capabilities: 'mergeable' folds into the base's weights; 'detachable' can be taken out again; 'identity_start'
     changes nothing until training does; 'trains_base' trains weights of the base itself; 'quantizes_base' stores the
     base's linear sites in 4 bits; 'virtual_tokens' puts rows before the input, 'kv_prefix' keys and values before it in
-    every layer: both take positions.
+    every layer: both take positions. 'slow_start' needs many steps before it shows what it can; 'starts_from_text' has
+    settings `init` and `init_text`, with which it begins as words.
     """
 
     name: ClassVar[str]

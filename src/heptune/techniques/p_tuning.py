@@ -89,7 +89,7 @@ class PTuning:
     learning_rate: float = 5e-3
 
     name: ClassVar[str] = "p_tuning"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "virtual_tokens"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "virtual_tokens", "slow_start"})
 
     def __post_init__(self) -> None:
         if self.encoder_hidden < 0:

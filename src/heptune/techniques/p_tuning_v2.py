@@ -79,7 +79,7 @@ class PTuningV2:
     learning_rate: float = 2e-2
 
     name: ClassVar[str] = "p_tuning_v2"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "kv_prefix"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "kv_prefix", "slow_start", "starts_from_text"})
 
     def __post_init__(self) -> None:
         check(self)

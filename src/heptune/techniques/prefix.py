@@ -84,7 +84,7 @@ class Prefix:
     learning_rate: float = 5e-4
 
     name: ClassVar[str] = "prefix"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "kv_prefix"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "kv_prefix", "slow_start", "starts_from_text"})
 
     def __post_init__(self) -> None:
         check(self)

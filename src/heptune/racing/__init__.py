@@ -1,0 +1,1 @@
+"""Techniques competing on the person's own data under one budget, and the verdict."""

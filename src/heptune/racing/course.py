@@ -1,0 +1,278 @@
+"""The course of a race, from whatever is on disk to the verdict.
+
+Everything that was decided stands in race.json and everything that was trained in the run directories, so that a race
+that was killed goes on where it was: what is done is found done.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heptune.core.errors import HeptuneError, RunError
+from heptune.core.events import (
+    CandidateDone,
+    CandidateMoved,
+    Listener,
+    Note,
+    RaceStarted,
+    RungDecided,
+    StageStarted,
+)
+from heptune.racing import work
+from heptune.racing.conclusion import conclude
+from heptune.racing.ladder import Standing, decide
+from heptune.racing.places import Lost, Place
+from heptune.racing.race import Race
+from heptune.runs.files import write_json
+from heptune.runs.run import Run
+
+# How often the run directories are looked at while candidates train.
+LOOK_S = 0.5
+# What Ctrl-C lets a candidate finish: the step under way and its checkpoint.
+SAVE_S = 60.0
+
+
+class Interrupted(Exception):
+    """The person asked to stop; everything is saved."""
+
+
+def run(race: Race, place: Place, listener: Listener) -> Race:
+    """Races to the verdict, or until the person interrupts. The race's status is then 'finished' or 'interrupted'."""
+    with race.locked():
+        race.update(status="running")
+        listener(_started(race, place))
+        course = _Course(race, place, listener)
+        try:
+            course.qualify()
+            course.final()
+        except (Interrupted, KeyboardInterrupt):
+            race.update(status="interrupted")
+        finally:
+            place.close()
+    return race
+
+
+def _started(race: Race, place: Place) -> RaceStarted:
+    values = race.values
+    return RaceStarted(
+        folder=str(race.folder),
+        candidates=tuple(race.alive()),
+        rungs=tuple(race.rungs),
+        budget_s=values["budget"].get("time_s"),
+        expected_s=values.get("expected_s"),
+        width=place.width,
+    )
+
+
+@dataclass
+class _Course:
+    race: Race
+    place: Place
+    listener: Listener
+
+    def qualify(self) -> None:
+        """Up the ladder, to the finalists."""
+        race = self.race
+        for rung in range(len(race.values["rungs"]), len(race.rungs) - 1):
+            step, alive = race.rungs[rung], race.alive()
+            self.train({name: race.run_folder(name) for name in alive}, step)
+            forms = [race.form(name, step) for name in alive]
+            standings = decide(forms, rung, race.steps, self.affordable(forms, rung))
+            if not any(standing.kept for standing in standings):
+                reasons = "; ".join(f"{s.candidate}: {s.why}" for s in standings[:3])
+                race.update(status="failed")
+                raise RunError(f"no candidate of {race.folder} can go on after step {step} ({reasons})")
+            self.decided(step, standings)
+
+    def affordable(self, forms: Iterable[Any], rung: int) -> int:
+        """How many finalists the time that is left allows, at the pace so far: those that were asked for, or fewer."""
+        values = self.race.values
+        asked, budget = values["finalists"], values["budget"].get("time_s")
+        if budget is None or rung < len(self.race.rungs) - 2:
+            return int(asked)
+        step = self.race.rungs[rung]
+        paces = sorted(form.time_s / step for form in forms if not form.failed)
+        seeds, left = len(values["seeds"]), budget - self.spent
+        for count in range(asked, 1, -1):
+            work_s = sum(paces[-count:]) * (self.race.steps * seeds - step) / min(self.place.width, count * seeds)
+            if work_s <= left:
+                return count
+        if paces:
+            text = f"{max(0.0, left) / 60:.0f} min of the budget are left: the final has one technique, not {asked}"
+            self.listener(Note(text, "warning"))
+        return 1
+
+    def decided(self, step: int, standings: list[Standing]) -> None:
+        """Keeps a rung's decision; what the dropped would have needed to go on is taken away."""
+        values = [standing.to_json() for standing in standings]
+        self.race.update(rungs=[*self.race.values["rungs"], {"step": step, "standings": values}])
+        self.listener(RungDecided(step, tuple(values)))
+        for standing in standings:
+            folder = self.race.run_folder(standing.candidate)
+            for path in [] if standing.kept else [folder / "checkpoints", *folder.glob("best-*")]:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def final(self) -> None:
+        """The finalists to the full length with every seed, the test part, the baselines, the verdict."""
+        race, seeds = self.race, self.race.values["seeds"]
+        names = race.alive()
+        folders = {_label(name, seed): race.run_folder(name, seed) for name in names for seed in seeds}
+        for name in names:
+            for seed in seeds:
+                _begin_again(race.run_folder(name), race.run_folder(name, seed), seed)
+        self.train(folders, race.steps)
+        finished = {n: f for n, f in folders.items() if Run(f).manifest["status"] == "finished"}
+        test = (race.values["test_limit"], race.values["settings"]["seed"], race.values["threads"])
+        pieces: dict[str, tuple[Any, ...]] = {n: (work.answers, str(folder), *test) for n, folder in finished.items()}
+        pieces["baselines"] = (work.baselines, str(race.folder), *test)
+        self.listener(StageStarted("the test part, and the baselines", tuple(pieces), None))
+        failed = self.compute(pieces, {})
+        if failed:
+            raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+        finals = [
+            {
+                "contender": race.entry(name)["technique"],
+                "candidate": name,
+                "runs": [
+                    {"seed": seed, "run": str(race.run_folder(name, seed).relative_to(race.folder))}
+                    for seed in seeds
+                    if _label(name, seed) in finished
+                ],
+            }
+            for name in names
+        ]
+        race.update(finals=[final for final in finals if final["runs"]])
+        write_json(race.folder / "verdict.json", conclude(race))
+        race.update(status="finished", cost=_cost(race))
+
+    @property
+    def spent(self) -> float:
+        """Wall time over all sittings."""
+        return float(self.race.values["spent_s"])
+
+    def train(self, folders: Mapping[str, Path], until: int) -> None:
+        """Everyone to a step. What fails is remembered by its run, what was lost by the race."""
+        todo = {name: folder for name, folder in folders.items() if not _reached(folder, until)}
+        if not todo:
+            return
+        self.listener(StageStarted(f"to step {until} of {self.race.steps}", tuple(folders), until))
+        threads = self.race.values["threads"]
+        pieces = {name: (work.advance, str(folder), until, threads) for name, folder in todo.items()}
+        failed = self.compute(pieces, todo)
+        if failed:
+            self.race.update(lost={**self.race.values.get("lost", {}), **failed})
+
+    def compute(self, pieces: Mapping[str, tuple[Any, ...]], watched: Mapping[str, Path]) -> dict[str, str]:
+        """Computes the pieces and tells how the watched runs move; those that failed, and why."""
+        began, spent = time.monotonic(), self.spent
+        futures: dict[Future[Any], str] = {}
+        failed: dict[str, str] = {}
+        looks = {name: _Look(name, folder) for name, folder in watched.items()}
+
+        def look() -> None:
+            for each in looks.values():
+                each.tell(self.listener)
+
+        def collect(done: Iterable[Future[Any]]) -> None:
+            for future in done:
+                name = futures[future]
+                why = _outcome(future)
+                if why == "interrupted":
+                    raise Interrupted
+                if why:
+                    failed[name] = why
+                self.listener(CandidateDone(name, why))
+            self.race.update(spent_s=spent + time.monotonic() - began)
+
+        try:
+            for name, (call, *arguments) in pieces.items():
+                future = self.place.submit(call, *arguments)
+                futures[future] = name
+                if future.done():  # computed at once
+                    look()
+                    collect([future])
+            pending = {future for future in futures if not future.done()}
+            while pending:
+                done, pending = wait(pending, LOOK_S, FIRST_COMPLETED)
+                look()
+                if done:
+                    collect(done)
+        except (KeyboardInterrupt, Interrupted):
+            for future in futures:
+                future.cancel()
+            wait([f for f in futures if not f.done()], SAVE_S)
+            self.race.update(spent_s=spent + time.monotonic() - began)
+            raise Interrupted from None
+        return failed
+
+
+@dataclass
+class _Look:
+    """Reads what a run writes into its events while it trains."""
+
+    name: str
+    folder: Path
+    at: int = -1
+
+    def tell(self, listener: Listener) -> None:
+        """Tells what is new since the last look."""
+        path = self.folder / "events.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        if size in (0, self.at):
+            return
+        self.at = size
+        events = Run(self.folder).events
+        step = next((e for e in reversed(events) if e["event"] == "StepDone"), None)
+        scored = next((e for e in reversed(events) if e["event"] == "Validated"), None)
+        if step is not None:
+            metrics = scored["metrics"] if scored is not None else None
+            listener(CandidateMoved(self.name, step["step"], step["loss"], metrics))
+
+
+def _outcome(future: Future[Any]) -> str:
+    """Empty where all is well, else why not."""
+    try:
+        result = future.result()
+    except (Lost, HeptuneError) as error:
+        return str(error)
+    return "" if result == "reached" else str(result)
+
+
+def _reached(folder: Path, until: int) -> bool:
+    manifest = Run(folder).manifest
+    status = manifest["status"]
+    return status in ("finished", "failed") or (status == "paused" and manifest["step"] >= until)
+
+
+def _label(candidate: str, seed: int) -> str:
+    return f"{candidate} (seed {seed})"
+
+
+def _begin_again(folder: Path, other: Path, seed: int) -> None:
+    """A run like the one in `folder`, from the beginning, with another seed. Nothing where it exists."""
+    if (other / "manifest.json").exists():
+        return
+    manifest = Run(folder).manifest
+    left_out = ("format", "status", "step", "steps", "trainable", "result", "error")
+    kept = {name: value for name, value in manifest.items() if name not in left_out}
+    Run.create(other, {**kept, "status": "new", "settings": {**manifest["settings"], "seed": seed}})
+
+
+def _cost(race: Race) -> dict[str, float]:
+    """What the race has cost: wall time, and what all its trainings took, each in its own process."""
+    folders = [path.parent for part in ("candidates", "finals") for path in race.folder.glob(f"{part}/*/manifest.json")]
+    done = [event for folder in folders for event in Run(folder).events if event["event"] == "StepDone"]
+    return {
+        "time_s": float(race.values["spent_s"]),
+        "training_s": sum(event["time_s"] for event in done),
+        "tokens": sum(event["tokens"] for event in done),
+        "steps": len(done),
+    }
+
+

@@ -1,0 +1,204 @@
+"""Makes a race directory: who competes, how far a full training goes within the budget, and everyone's run directory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import heptune
+from heptune import tasks
+from heptune.core.errors import DataError, HeptuneError, TechniqueError, UsageError
+from heptune.core.events import Listener, Note
+from heptune.engine.loop import batches_of
+from heptune.engine.settings import Settings
+from heptune.models.load import load_base
+from heptune.racing.candidates import RATES, Candidate, candidates
+from heptune.racing.forecast import Forecast, forecast
+from heptune.racing.ladder import full_trainings, rungs
+from heptune.racing.race import Race
+from heptune.tasks.classify import Classify
+from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
+from heptune.techniques._contract import Technique
+from heptune.tuning import base as bases
+from heptune.tuning import training
+from heptune.tuning.problem import Problem
+
+# Fewer optimizer steps teach nothing that a rung could see.
+LEAST_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of a race.
+
+    - `budget_s` or `budget_tokens`: wall time, or tokens trained on by all candidates together; None: no limit, every
+      finalist trains for the settings' epochs
+    - `rates`: factors of each technique's own learning rate
+    - `finalists`, `seeds`: how many techniques reach the full length, and how often each is trained there
+    - `test_limit`: the most test examples; None: all
+    - `width`: candidates that train at a time, each with its share of `threads`; None: as memory and cores allow
+    """
+
+    budget_s: float | None = None
+    budget_tokens: int | None = None
+    rates: tuple[float, ...] = RATES
+    finalists: int = 2
+    seeds: int = 2
+    test_limit: int | None = 1000
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget_s is not None and self.budget_tokens is not None:
+            raise UsageError("a race has one budget: give a time or a number of tokens, not both")
+        for name in ("budget_s", "budget_tokens", "test_limit", "width"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} is {value}; it must be above 0")
+        if self.finalists < 1:
+            raise UsageError(f"finalists is {self.finalists}; somebody must reach the final")
+        if self.seeds < 2:
+            raise UsageError(f"seeds is {self.seeds}; one training tells nothing about chance, a verdict needs at least 2")
+        if not self.rates or min(self.rates) <= 0:
+            raise UsageError("rates must be factors above 0, e.g. 0.33,1,3")
+
+
+def enter(
+    folder: Path,
+    base_name: str,
+    problem: Problem,
+    chosen: Sequence[Technique],
+    settings: Settings,
+    terms: Terms,
+    command: Sequence[str],
+    listener: Listener,
+) -> Race:
+    """A new race. Raises UsageError when the budget is too small for any of it, DataError without a validation part."""
+    if not problem.parts.validation:
+        raise DataError("a race chooses by scores on a validation part, and there is none; give --validation")
+    if not problem.parts.test:
+        raise DataError("a verdict is spoken on a test part that nobody has seen, and there is none; give --test")
+    fitting = _fitting(chosen, settings, listener)
+    began = time.monotonic()
+    base = load_base(base_name, listener=listener)
+    template = ChatTemplate(base.tokenizer)
+    examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
+    words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
+    field = candidates(fitting, terms.rates, words)
+    facts = forecast(base, began, field, problem, examples, settings, terms.test_limit, terms.width, listener)
+    field, steps = _length(field, examples, settings, terms, facts, listener)
+    points = rungs(steps)
+    finalists = min(terms.finalists, len({c.technique.name for c in field}))
+    seeds = [settings.seed + number for number in range(terms.seeds)]
+    values = {
+        "heptune": heptune.__version__,
+        "status": "new",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": list(command),
+        "base": bases.described(base_name, base),
+        **problem.to_json(),
+        "metric": problem.task.metric,
+        "settings": asdict(settings),
+        "budget": {"time_s": terms.budget_s, "tokens": terms.budget_tokens},
+        "seed": settings.seed,
+        "seeds": seeds,
+        "finalists": finalists,
+        "test_limit": terms.test_limit,
+        "threads": facts.threads,
+        "parallel": facts.width,
+        "versions": bases.versions(),
+        "candidates": [
+            {**c.to_json(), "slow_start": "slow_start" in c.technique.capabilities, "predicted": facts.predicted(c, steps)}
+            for c in field
+        ],
+        "ladder": [{"step": step} for step in points],
+        "rungs": [],
+        "finals": [],
+        "expected_s": facts.race_s(field, steps, finalists, len(seeds)),
+        "exhaustive_cost_estimate": {"time_s": facts.exhaustive_s(field, steps)},
+        "spent_s": 0.0,
+    }
+    race = Race.create(folder, values)
+    whole = math.ceil(steps / batches_of(examples, settings).steps(1)) + 1
+    own = replace(settings, epochs=float(whole), max_steps=steps, max_minutes=None, save_minutes=1000.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(facts.threads)  # what the manifests say, and what the candidates will have
+    try:
+        for candidate in field:
+            training.begin(
+                race.run_folder(candidate.name),
+                base_name,
+                base,
+                candidate.technique,
+                problem,
+                own,
+                listener if candidate is field[0] else _silent,
+                validate_at=points,
+            )
+    finally:
+        torch.set_num_threads(before)
+    return race
+
+
+def _silent(event: Any) -> None:
+    """What is told once is enough."""
+
+
+def _fitting(chosen: Sequence[Technique], settings: Settings, listener: Listener) -> list[Technique]:
+    """The techniques that can stand on this base at all; the others are named."""
+    fitting, problems = [], []
+    for technique in chosen:
+        try:
+            bases.check_quantization(technique, settings)
+        except HeptuneError as error:
+            problems.append(str(error))
+            listener(Note(f"{technique.name} does not start: {error}", "warning"))
+        else:
+            fitting.append(technique)
+    if not fitting:
+        raise TechniqueError(f"no technique can start: {'; '.join(problems)}")
+    return fitting
+
+
+def _length(
+    field: list[Candidate],
+    examples: Sequence[Example],
+    settings: Settings,
+    terms: Terms,
+    facts: Forecast,
+    listener: Listener,
+) -> tuple[list[Candidate], int]:
+    """Who competes and how many steps a full training has: as many as the budget allows, at most the settings' epochs.
+
+    Where the budget is too small for several learning rates, each technique keeps its own.
+    """
+    batches = batches_of(examples, settings)
+    most = min(batches.steps(settings.epochs), settings.max_steps or 10**9)
+    own = [c for c in field if math.isclose(c.technique.learning_rate, type(c.technique)().learning_rate)]
+    finalists, seeds = terms.finalists, terms.seeds
+    for entered in (field, [c for c in own if not c.name.endswith("-text")]):
+        steps = most
+        if terms.budget_tokens is not None:
+            kinds = len({c.technique.name for c in entered})
+            step_tokens = sum(len(e.tokens) for e in examples) / batches.steps(1)
+            trainings = full_trainings(len(entered), kinds, min(finalists, kinds), seeds)
+            steps = int(terms.budget_tokens / step_tokens / trainings)
+        elif terms.budget_s is not None:
+            steps = facts.steps_within(terms.budget_s, entered, finalists, seeds, most)
+        if steps >= min(LEAST_STEPS, most):
+            if len(entered) < len(field):
+                text = "the budget is too small to tune learning rates: each technique races with its own default"
+                listener(Note(f"{text}. A larger --budget makes it fairer", "warning"))
+            return list(entered), min(steps, most)
+    raise UsageError(
+        f"the budget allows {steps} steps for a finalist, and a race needs at least {LEAST_STEPS}; "
+        "raise --budget, name fewer --techniques, or take smaller steps (--batch-tokens)"
+    )
+
+

@@ -1,0 +1,186 @@
+"""How long the pieces of a race take and how many run side by side: measured on the person's own data and base.
+
+One candidate's training step and one validation are timed here, on as many threads as a candidate will have; the others'
+steps follow in the ratios that the plan predicts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heptune.core.events import Listener, Progress, ignore
+from heptune.data.splits import sample
+from heptune.engine.forward import Forward
+from heptune.engine.loop import accumulate, batches_of
+from heptune.engine.settings import Settings
+from heptune.models.anatomy import dissect
+from heptune.models.load import Base
+from heptune.planning.limits import memory
+from heptune.planning.outlook import Outlook, outlook
+from heptune.racing.candidates import Candidate
+from heptune.racing.ladder import SHARES
+from heptune.scoring.score import Scorer
+from heptune.scoring.validate import validation
+from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
+from heptune.tuning import base as bases
+from heptune.tuning.problem import Problem
+from heptune.tuning.training import SCORING_ROWS
+
+# Steps that are timed, after one that warms up; records that are scored for the time of a validation.
+TIMED_STEPS, TIMED_RECORDS = 2, 24
+# Two processes side by side slow each other down: they share the caches and the way to the memory.
+SIDE_BY_SIDE = 1.15
+# Of a budget that much is planned; the rest is for what other work on the machine takes.
+PLANNED_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a race's pieces take in seconds, with `width` candidates at a time on `threads` threads each.
+
+    `step_s`: a training step of each technique. `record_s`: scoring one record. `begin_s`: loading the base and putting
+    a technique into it. `plans`: what the plan says of each technique.
+    """
+
+    width: int
+    threads: int
+    step_s: dict[str, float]
+    record_s: float
+    begin_s: float
+    validation_records: int
+    test_records: int
+    plans: dict[str, Outlook]
+
+    def predicted(self, candidate: Candidate, steps: int) -> dict[str, Any]:
+        """What a candidate's full training is predicted to take, for race.json."""
+        plan, step_s = self.plans[candidate.technique.name], self.step_s[candidate.technique.name]
+        validations = len(SHARES) * self.validation_records * self.record_s
+        return {
+            "memory_bytes": plan.live_bytes,
+            "resident_bytes": plan.resident_bytes,
+            "step_s": step_s,
+            "time_s": steps * step_s + validations,
+        }
+
+    def race_s(self, field: Sequence[Candidate], steps: int, finalists: int, seeds: int) -> float:
+        """The wall time of a whole race."""
+        paces = [self.step_s[c.technique.name] for c in field]
+        kinds = list({c.technique.name: self.step_s[c.technique.name] for c in field}.values())
+        finalists = min(finalists, len(kinds))
+        half = max(finalists, -(-len(kinds) // 2))
+        mean = sum(kinds) / len(kinds)
+        rung_s = self.begin_s + self.validation_records * self.record_s
+        parts, taken = [], 0.0
+        for share, alive in zip(SHARES, (paces, kinds, [mean] * half, [mean] * finalists), strict=True):
+            parts.append([rung_s + pace * steps * (share - taken) for pace in alive])
+            taken = share
+        parts[-1] += [len(SHARES) * rung_s + mean * steps] * finalists * (seeds - 1)
+        test_s = self.begin_s + self.test_records * self.record_s
+        parts.append([test_s] * finalists * seeds + [self.begin_s + 3 * self.test_records * self.record_s])
+        return sum(max(sum(part) / min(self.width, len(part)), max(part)) for part in parts)
+
+    def exhaustive_s(self, field: Sequence[Candidate], steps: int) -> float:
+        """The wall time of training and testing every candidate to the full length once."""
+        each = self.begin_s + (len(SHARES) * self.validation_records + self.test_records) * self.record_s
+        return sum(each + steps * self.step_s[c.technique.name] for c in field) / self.width
+
+    def steps_within(self, budget_s: float, field: Sequence[Candidate], finalists: int, seeds: int, most: int) -> int:
+        """How many steps a full training may have; 0 where not even one fits."""
+        planned = PLANNED_SHARE * budget_s
+        nothing = self.race_s(field, 0, finalists, seeds)
+        one = (self.race_s(field, 1000, finalists, seeds) - nothing) / 1000
+        return max(0, min(most, int((planned - nothing) / one)))
+
+
+def forecast(
+    base: Base,
+    began: float,
+    field: Sequence[Candidate],
+    problem: Problem,
+    examples: Sequence[Example],
+    settings: Settings,
+    test_limit: int | None,
+    width: int | None,
+    listener: Listener,
+) -> Forecast:
+    """Measures on this machine. The base serves for it: a candidate is put into it and trains a few steps on the first
+    batches. `began`: when the loading of the base began."""
+    cores = torch.get_num_threads()
+    anatomy = dissect(base.model)
+    kinds = {c.technique.name: c.technique for c in field}
+    plans = {
+        name: outlook(anatomy, technique, examples, settings, bases.dtype(technique.capabilities))
+        for name, technique in kinds.items()
+    }
+    largest = max(plan.resident_bytes for plan in plans.values())
+    width = width or side_by_side(largest, cores, cuda=torch.cuda.is_available())
+    threads = max(1, cores // width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        reference = min(kinds.values(), key=lambda technique: plans[technique.name].step_s)
+        bases.quantize_where_asked(anatomy, reference, settings, ignore)
+        forward = Forward(anatomy, settings.recompute)
+        template = ChatTemplate(base.tokenizer)
+        attached = reference.attach(anatomy, settings.seed, template.encode)
+        begin_s = time.monotonic() - began
+        step_s = _step_s(forward, attached, examples, settings, listener)
+        scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
+        record_s = _record_s(problem, scorer, settings)
+    finally:
+        torch.set_num_threads(before)
+    slower = SIDE_BY_SIDE if width > 1 else 1.0
+    scale = slower * step_s / plans[reference.name].step_s
+    tested = len(problem.parts.test)
+    return Forecast(
+        width=width,
+        threads=threads,
+        step_s={name: scale * plan.step_s for name, plan in plans.items()},
+        record_s=slower * record_s,
+        begin_s=slower * begin_s,
+        validation_records=min(settings.validation_limit, len(problem.parts.validation)),
+        test_records=min(test_limit or tested, tested),
+        plans=plans,
+    )
+
+
+def side_by_side(resident_bytes: int, cores: int, cuda: bool) -> int:
+    """How many candidates train at a time: as many as there are cores, and as memory holds with a fifth to spare.
+
+    Small batches do not fill many cores, so that two processes with half of the cores each are faster than one after
+    the other. A GPU is filled by one.
+    """
+    if cuda:
+        return 1
+    return max(1, min(cores, int(0.8 * memory().available / max(1, resident_bytes))))
+
+
+def _step_s(
+    forward: Forward, attached: Any, examples: Sequence[Example], settings: Settings, listener: Listener
+) -> float:
+    batches = batches_of(examples, settings)
+    times = []
+    for step in range(1 + TIMED_STEPS):
+        start = time.monotonic()
+        accumulate(forward, attached, [examples[i] for i in batches.step(step)], settings, step)
+        times.append(time.monotonic() - start)
+        listener(Progress("timing a step", step + 1, 1 + TIMED_STEPS, "steps"))
+    attached.begin_step(None)
+    return min(times[1:])
+
+
+def _record_s(problem: Problem, scorer: Scorer, settings: Settings) -> float:
+    records = problem.parts.validation
+    chosen = [records[i] for i in sample(records, range(len(records)), TIMED_RECORDS, settings.seed)]
+    judge = validation(problem.task, scorer, chosen, ignore)
+    if judge is None:
+        return 0.0
+    start = time.monotonic()
+    judge.score()
+    return (time.monotonic() - start) / len(chosen)

@@ -1,0 +1,135 @@
+"""The ladder of a race: how far everyone trains before it is decided who goes on, and who does. Imports no torch.
+
+All candidates are trained with the schedule of the full length, N steps, and pause at its rungs:
+
+    N/8    every candidate                                  -> of each technique its best learning rate and start
+    N/4    one of each technique                            -> the better half
+    N/2    the better half, and slow starters that can come -> the finalists
+    N      the finalists, each with several seeds           -> the verdict, on data that nobody has seen
+
+That is successive halving (Jamieson and Talwalkar 2016; Li et al. 2018, "Hyperband", section 3), with two changes. A
+candidate goes on from its checkpoint instead of starting again, so that what is spent on a finalist is what its training
+costs anyway. And what decides is not where a candidate stands but where it is going: techniques begin at different
+speeds, and P-Tuning v2 that is behind at N/4 may lead at N.
+
+Where a candidate is going, its `trend`, is its validation loss at N if every doubling of the steps brings half of what
+the last one brought (loss curves of fine-tuning flatten at least that fast, so that it is no promise to anyone):
+
+    trend = loss - g (1/2 + 1/4 + ... + 1/2^h),   g: gain of the last doubling, h: doublings left
+
+A technique whose card says that it starts slowly keeps one candidate until N/2 as long as it could still come: as long
+as its loss, if every doubling brought as much as the last, would be below the worst that is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# Each rung as a share of the full length.
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a candidate stands after a rung. `losses` are its validation losses at this rung and those before, oldest
+    first, each with its step. `failed` says why there is none."""
+
+    candidate: str
+    technique: str
+    slow_start: bool
+    losses: tuple[tuple[int, float], ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    time_s: float = 0.0
+    memory_bytes: int = 0
+    failed: str = ""
+
+    def trend(self, steps: int) -> float:
+        """The loss that it is heading for at the full length, infinite where it failed."""
+        return self._ahead(steps, 0.5)
+
+    def hope(self, steps: int) -> float:
+        """The loss at the full length if every doubling brought as much as the last one."""
+        return self._ahead(steps, 1.0)
+
+    def _ahead(self, steps: int, fading: float) -> float:
+        if self.failed or not self.losses or not math.isfinite(self.losses[-1][1]):
+            return math.inf
+        step, loss = self.losses[-1]
+        if len(self.losses) < 2:
+            return loss
+        before_step, before = self.losses[-2]
+        gain = max(0.0, before - loss) / math.log2(step / before_step)
+        doublings = math.log2(max(1.0, steps / step))
+        whole = int(doublings)
+        weights = [fading ** (i + 1) for i in range(whole)] + [(doublings - whole) * fading ** (whole + 1)]
+        return loss - gain * sum(weights)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a rung decided about one candidate, and why. `score` is its validation loss, `trend` where it is heading."""
+
+    candidate: str
+    metrics: dict[str, float]
+    score: float | None
+    trend: float | None
+    time_s: float
+    memory_bytes: int
+    kept: bool
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def rungs(steps: int) -> tuple[int, ...]:
+    """The steps after which the candidates are compared, ascending; the last is `steps`."""
+    return tuple(sorted({max(1, round(steps * share)) for share in SHARES}))
+
+
+def decide(forms: Sequence[Form], rung: int, steps: int, finalists: int) -> list[Standing]:
+    """Who goes on after rung number `rung` (from 0) of `rungs(steps)`; best first. At least one goes on, if any can."""
+    ranked = sorted(forms, key=lambda form: (form.trend(steps), form.candidate))
+    able = [form for form in ranked if math.isfinite(form.trend(steps))]
+    last_cut = rung >= len(rungs(steps)) - 2
+    kept: dict[str, str] = {}
+    if rung == 0 and not last_cut and len({f.technique for f in able}) < len(able):
+        for form in able:
+            if form.technique not in {f.technique for f in able if f.candidate in kept}:
+                kept[form.candidate] = f"the best of {form.technique}"
+        rest = "{technique} goes on with {best}"
+    else:
+        places = finalists if last_cut else max(finalists, math.ceil(len(able) / 2))
+        kept = {form.candidate: f"among the best {places}" for form in able[:places]}
+        rest = f"not among the best {places}"
+        if not last_cut and len(able) > places:
+            limit = able[places - 1].trend(steps)
+            for form in able[places:]:
+                if form.slow_start and form.hope(steps) < limit:
+                    kept[form.candidate] = "starts slowly and could still come"
+    best = {f.technique: f.candidate for f in reversed(able) if f.candidate in kept}
+    return [_standing(form, steps, kept.get(form.candidate), rest, best) for form in ranked]
+
+
+def _standing(form: Form, steps: int, kept: str | None, rest: str, best: dict[str, str]) -> Standing:
+    able = math.isfinite(form.trend(steps))
+    why = kept or form.failed or (rest.format(technique=form.technique, best=best.get(form.technique, "")))
+    if not able and not form.failed:
+        why = "its validation loss is not finite"
+    score = form.losses[-1][1] if form.losses and math.isfinite(form.losses[-1][1]) else None
+    trend = form.trend(steps) if able else None
+    return Standing(
+        form.candidate, form.metrics, score, trend, form.time_s, form.memory_bytes, kept is not None, why
+    )
+
+
+def full_trainings(candidates: int, techniques: int, finalists: int, seeds: int) -> float:
+    """How many trainings of the full length a race costs, if no slow starter is kept beyond the half."""
+    eighth, quarter, half, _ = SHARES
+    survivors = max(finalists, math.ceil(techniques / 2))
+    first = candidates * eighth + techniques * (quarter - eighth)
+    return first + survivors * (half - quarter) + finalists * (1 - half) + finalists * (seeds - 1)

@@ -1,0 +1,95 @@
+"""What has to be beaten, on the very examples that the verdict is spoken on: the untouched base without and with examples
+in its prompt, and for labels a linear model on word counts, the nearest training texts, and the most frequent label."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from heptune.core.events import Listener
+from heptune.data.record import Record
+from heptune.engine.memory import used_bytes
+from heptune.racing.outcomes import outcomes
+from heptune.scoring import baselines
+from heptune.scoring.score import Scorer
+from heptune.scoring.shots import FewShot, FewShotChat
+from heptune.tasks.classify import Classify
+from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
+from heptune.tuning.problem import Problem
+
+# What needs no base at all, as a share of a request to it (see racing/decision.py).
+WITHOUT_BASE = -1.0
+
+
+def rivals(
+    problem: Problem, scorer: Scorer, records: list[Record], seed: int, listener: Listener
+) -> dict[str, dict[str, Any]]:
+    """Every baseline's outcomes (as `work.outcomes`), what it took, and what a request to it costs."""
+    task, train = problem.task, problem.parts.train
+    memory = used_bytes(scorer.forward.device)
+
+    def base(posed: Any, positions: int, words: str) -> dict[str, Any]:
+        began = time.monotonic()
+        found = outcomes(posed, scorer, records, "scoring the untouched base", listener)
+        serving = _serving(positions, 0.0, words)
+        return {**found, "time_s": 0.0, "scoring_s": time.monotonic() - began, "memory_bytes": memory, **serving}
+
+    found = {"base, zero-shot": base(task, 0, "the base as it is")}
+    if isinstance(task, Classify):
+        shown = FewShot.of(task, train, scorer.template, scorer.max_length, seed=seed)
+        if shown.shots:
+            positions = shown.positions(scorer.template)
+            words = f"{len(shown.shots)} examples ({positions} tokens) before every request"
+            found["base, few-shot"] = base(shown, positions, words)
+        return found | _without_base(task, train, records, memory)
+    several = FewShotChat.of(task, train, scorer.template, scorer.max_length, seed=seed)
+    if several.shots:
+        words = f"{len(several.shots)} conversations before every request"
+        found["base, few-shot"] = base(several, several.positions(scorer.template), words)
+    near = _Nearest(tuple(FewShotChat.nearest(task, train, records)))
+    found["base, nearest conversation"] = base(near, 0, "looked up for every request, and read before it")
+    return found
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """Chat with another shot before every conversation: record number i goes to the i-th task."""
+
+    tasks: tuple[FewShotChat, ...]
+
+    def encode(self, record: Record, index: int, template: ChatTemplate, max_length: int) -> list[Example]:
+        """The record's examples behind its own shot."""
+        return self.tasks[index].encode(record, index, template, max_length)
+
+
+def _without_base(
+    task: Classify, train: Sequence[Record], records: Sequence[Record], memory: int
+) -> dict[str, dict[str, Any]]:
+    texts, labels = [r.text or "" for r in train], [r.label or "" for r in train]
+    asked, truth = [r.text or "" for r in records], [r.label or "" for r in records]
+    made: dict[str, Callable[[], list[str]]] = {
+        "TF-IDF + logistic regression": lambda: baselines.tfidf(texts, labels, asked),
+        "nearest training texts": lambda: baselines.nearest(texts, labels, asked),
+        "most frequent label": lambda: baselines.majority(labels, len(asked)),
+    }
+    found = {}
+    for name, predict in made.items():
+        began = time.monotonic()
+        said = predict()
+        found[name] = {
+            "chosen": [task.labels.index(label) for label in said],
+            "correct": np.equal(said, truth).astype(int).tolist(),
+            "time_s": time.monotonic() - began,
+            "memory_bytes": memory,
+            **_serving(0, WITHOUT_BASE, "no model at all"),
+        }
+    return found
+
+
+def _serving(positions: int, share: float, words: str) -> dict[str, Any]:
+    return {"serving": {"positions": positions, "parameters": 0, "flops_share": share, "words": words}}

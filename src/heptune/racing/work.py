@@ -1,0 +1,69 @@
+"""What a race lets be computed, each piece as one call with paths and numbers: in this process, in another, on another
+machine that sees the same folder. A call that was done before changes nothing, so that a race can go on anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from heptune.core.errors import HeptuneError
+from heptune.core.events import Listener, ignore
+from heptune.engine.forward import Forward
+from heptune.engine.settings import Settings
+from heptune.models.anatomy import dissect
+from heptune.models.load import load_base
+from heptune.racing.outcomes import outcomes, tested_on
+from heptune.racing.rivals import rivals
+from heptune.runs.files import read_json, write_json
+from heptune.runs.run import Run
+from heptune.scoring.score import Scorer
+from heptune.tasks.template import ChatTemplate
+from heptune.tuning import problem as problems
+from heptune.tuning import training
+from heptune.tuning.training import SCORING_ROWS
+from heptune.tuning.use import opened
+
+
+def advance(folder: str, until: int, threads: int, listener: Listener = ignore) -> str:
+    """Trains a run to step `until`; what became of it: 'reached', 'interrupted', or why it failed."""
+    torch.set_num_threads(threads)
+    run = Run(folder)
+    status = run.manifest["status"]
+    if status == "finished" or (status == "paused" and run.manifest["step"] >= until):
+        return "reached"
+    if status == "failed":
+        return str(run.manifest["error"])
+    try:
+        run = training.go_on(folder, listener, until)
+    except HeptuneError as error:
+        run = Run(folder)
+        run.update(status="failed", error=str(error))
+        return str(error)
+    return "interrupted" if run.manifest["status"] == "interrupted" else "reached"
+
+
+def answers(folder: str, limit: int | None, seed: int, threads: int, listener: Listener = ignore) -> str:
+    """Scores a finished run on the test part and keeps every answer in its test.json."""
+    torch.set_num_threads(threads)
+    path = Path(folder) / "test.json"
+    if not path.exists():
+        tuned = opened(Run(folder), listener)
+        records = tested_on(tuned.run.manifest, limit, seed)
+        write_json(path, outcomes(tuned.task, tuned.scorer, records, f"testing {Path(folder).name}", listener))
+    return "reached"
+
+
+def baselines(folder: str, limit: int | None, seed: int, threads: int, listener: Listener = ignore) -> str:
+    """Scores what has to be beaten on the test part and keeps every answer in baselines.json."""
+    torch.set_num_threads(threads)
+    path = Path(folder) / "baselines.json"
+    if not path.exists():
+        values = read_json(Path(folder) / "race.json")
+        problem = problems.again(values)
+        records = tested_on(values, limit, seed)
+        settings = Settings(**values["settings"])
+        base = load_base(values["base"]["name"], listener=listener)
+        scorer = Scorer(Forward(dissect(base.model), listener=listener), ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
+        write_json(path, rivals(problem, scorer, records, seed, listener))
+    return "reached"

@@ -1,0 +1,44 @@
+"""What the numbers of an evaluation say, in plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heptune.reporting.numbers import finite
+from heptune.reporting.reading import mapping, objects, text
+
+
+def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
+    """Sentences on an evaluation (`Evaluation.to_json`): tuned against the base, then against each other baseline."""
+    rows = objects(evaluation.get("rows"))
+    lines = [_comparison(mapping(evaluation.get("comparison")))]
+    tuned = mapping(mapping(rows[0].get("metrics")).get("accuracy")) if rows else {}
+    value, low = finite(tuned.get("value")), finite(tuned.get("low"))
+    for row in rows[2:]:
+        name, score = text(row.get("name")), finite(mapping(mapping(row.get("metrics")).get("accuracy")).get("value"))
+        if value is None or score is None:
+            continue
+        if score >= value:
+            equal = "as good as" if score == value else "better than"
+            lines.append(f"{name} is {equal} the tuned model here at almost no cost: use that, or train longer.")
+        elif low is not None and score >= low:
+            lines.append(f"{name} lies within the tuned model's interval: that the tuning is better is not shown.")
+    return [line for line in lines if line]
+
+
+def _comparison(comparison: dict[str, Any]) -> str:
+    difference, unit, p = mapping(comparison.get("difference")), text(comparison.get("unit")), comparison.get("p_value")
+    value, low, high = (finite(difference.get(name)) for name in ("value", "low", "high"))
+    p = finite(p)
+    if value is None:
+        return ""
+    test = "" if p is None else "; McNemar p < 0.0001" if p < 0.0001 else f"; McNemar p = {p:.4f}"
+    if low is None or high is None:
+        return f"tuned minus the untouched base: {value:+.3f} {unit}; one example shows no more{test}."
+    if low <= 0 <= high:
+        interval = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return f"no difference between tuned and the untouched base is shown: {interval} {unit}{test}."
+    nearer, farther = sorted((abs(low), abs(high)))
+    less_is_better = unit.startswith("nats")
+    word = "better" if (value < 0) == less_is_better else "worse"
+    return f"tuned is {word} than the untouched base by {abs(value):.3f} [{nearer:.3f}, {farther:.3f}] {unit}{test}."

@@ -1,0 +1,184 @@
+"""Begins a run and trains it, to its end or to a step where it pauses; what was broken off goes on to the same bits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import heptune
+from heptune import tasks, techniques
+from heptune.core.errors import HeptuneError, RunError
+from heptune.core.events import Event, Listener, Note, Progress
+from heptune.data.record import Record
+from heptune.data.splits import sample
+from heptune.engine.artifact import keep
+from heptune.engine.forward import Forward, require_positions
+from heptune.engine.loop import Outcome, Training, Validation, batches_of, steps_in_time
+from heptune.engine.settings import Settings
+from heptune.models.anatomy import dissect
+from heptune.models.load import Base
+from heptune.runs.run import EventLog, Run
+from heptune.scoring.score import Scorer
+from heptune.scoring.validate import validation
+from heptune.tasks.template import ChatTemplate
+from heptune.techniques._contract import Technique
+from heptune.tuning import base as bases
+from heptune.tuning import problem as problems
+from heptune.tuning.problem import Problem
+
+# Rows of one forward pass when nothing is differentiated.
+SCORING_ROWS = 4096
+
+
+def begin(
+    folder: Path,
+    base_name: str,
+    base: Base,
+    technique: Technique,
+    problem: Problem,
+    settings: Settings,
+    listener: Listener,
+    validate_at: Sequence[int] | None = None,
+) -> Run:
+    """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
+    validation part is scored (None: as the settings say)."""
+    template = ChatTemplate(base.tokenizer)
+    if template.is_default:
+        text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
+        listener(Note(text, "warning"))
+    manifest = {
+        "heptune": heptune.__version__,
+        "status": "new",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "base": bases.described(base_name, base),
+        "technique": {"name": technique.name, "settings": asdict(technique)},  # type: ignore[call-overload]
+        **problem.to_json(),
+        "template": template.text,
+        "settings": asdict(settings),
+        "versions": bases.versions(),
+        "threads": torch.get_num_threads(),
+    }
+    if validate_at is not None:
+        manifest["validate_at"] = list(validate_at)
+    return Run.create(folder, manifest)
+
+
+def go_on(folder: str | Path, listener: Listener, until: int | None = None) -> Run:
+    """Continues a run from its newest checkpoint, to the same bits as without the interruption; to its end, or to the
+    step `until`, where it pauses.
+
+    Raises `RunError` when the run is finished, or the base or the data are no longer those it began with.
+    """
+    run = Run(folder)
+    manifest = run.manifest
+    if manifest["status"] == "finished":
+        raise RunError(f"{folder} is finished; look at it with `heptune eval {folder}`")
+    technique = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
+    problem = problems.again(manifest)
+    base = bases.load_again(manifest, technique, listener)
+    _tell_changes(manifest, listener)
+    return train(run, base, technique, problem, listener, until)
+
+
+def train(
+    run: Run, base: Base, technique: Technique, problem: Problem, listener: Listener, until: int | None = None
+) -> Run:
+    """Trains a run that has begun, from its newest checkpoint. Its status is 'finished', 'interrupted' or 'paused'."""
+    log = EventLog(run.folder / "events.jsonl")
+    settings = Settings(**run.manifest["settings"])
+    template = ChatTemplate(base.tokenizer, run.manifest["template"])
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, Progress):
+            log(event)
+        listener(event)
+
+    with run.locked():
+        examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
+        anatomy = dissect(base.model)
+        bases.quantize_where_asked(anatomy, technique, settings, listener)
+        forward = Forward(anatomy, settings.recompute, tell)
+        attached = technique.attach(anatomy, settings.seed, template.encode)
+        require_positions(anatomy, examples)
+        scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
+        judge = _judge(problem, scorer, settings, listener)
+        steps = run.manifest.get("steps")
+        if steps is None:
+            steps = batches_of(examples, settings).steps(settings.epochs)
+            steps = min(steps, settings.max_steps or steps)
+            if settings.max_minutes is not None:
+                steps = steps_in_time(forward, attached, examples, settings, judge, steps)
+            run.update(steps=steps, trainable=technique.cost(anatomy.shape).trainable)
+        run.update(status="running")
+        validate_at = run.manifest.get("validate_at")
+        training = Training(
+            folder=run.folder,
+            base=base.name,
+            forward=forward,
+            attached=attached,
+            examples=examples,
+            describe=problem.parts.place,
+            settings=settings,
+            peak_learning_rate=settings.learning_rate or technique.learning_rate,
+            steps=steps,
+            validation=judge,
+            listener=tell,
+            validate_at=None if validate_at is None else frozenset(validate_at),
+        )
+        try:
+            outcome = training.run(until)
+        except HeptuneError as error:
+            run.update(status="failed", error=str(error))
+            raise
+        if outcome.reason in ("interrupted", "paused"):
+            run.update(status=outcome.reason, step=outcome.state.step)
+            return run
+        artifact = keep(run.folder, attached, base.name, outcome.state.best_step, outcome.state.step)
+        run.update(status="finished", result=_result(outcome, artifact))
+    return run
+
+
+def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:
+    state = outcome.state
+    return {
+        "reason": outcome.reason,
+        "steps": state.step,
+        "time_s": state.time_s,
+        "tokens": state.tokens,
+        "supervised_tokens": state.supervised_tokens,
+        "peak_memory_bytes": state.peak_bytes,
+        "artifact_bytes": sum(f.stat().st_size for f in artifact.rglob("*") if f.is_file()),
+        "best_step": state.best_step,
+        "first_validation": state.first_metrics,
+        "best_validation": state.best_metrics,
+    }
+
+
+def judged_on(problem: Problem, settings: Settings) -> list[Record]:
+    """The validation records that judge a run while it trains."""
+    records = problem.parts.validation
+    return [records[i] for i in sample(records, range(len(records)), settings.validation_limit, settings.seed)]
+
+
+def _judge(problem: Problem, scorer: Scorer, settings: Settings, listener: Listener) -> Validation | None:
+    judge = validation(problem.task, scorer, judged_on(problem, settings), listener)
+    if judge is None:
+        listener(Note("there is no validation part: the last step's weights will be kept, not the best", "warning"))
+    return judge
+
+
+def _tell_changes(manifest: dict[str, Any], listener: Listener) -> None:
+    """What is no longer as it was when the run began, and may change its bits."""
+    now = bases.versions()
+    changed = {k: (v, now.get(k)) for k, v in manifest["versions"].items() if now.get(k) != v}
+    if changed:
+        text = ", ".join(f"{name} {was} -> {then}" for name, (was, then) in changed.items())
+        listener(Note(f"this run began with other versions ({text}); its bits may differ", "warning"))
+    if manifest["threads"] != torch.get_num_threads():
+        text = f"{manifest['threads']} threads, now there are {torch.get_num_threads()}"
+        listener(Note(f"this run began with {text}; its last bits may differ", "warning"))
