@@ -281,7 +281,7 @@ def _begin_again(folder: Path, other: Path, seed: int) -> None:
 
 
 def _remember(race: Race) -> None:
-    """What later plans on this machine take for their prior. A cache that cannot be written loses nothing of the race."""
+    """What later plans on this machine take for their prior. A cache that cannot be written costs nothing else."""
     values, verdict = race.values, race.verdict
     scores = {each["name"]: each["score"]["value"] for each in verdict["contenders"] if each["kind"] == "technique"}
     best = max(scores.values()) if verdict["higher_is_better"] else min(scores.values())
