@@ -134,8 +134,8 @@ def _cautions(plan: TechniquePlan) -> list[str]:
     merge = plan.chosen.phases.get("merge")
     if merge is not None and merge > plan.chosen.room_bytes:
         found.append(
-            f"Merging it into the base needs {format_bytes(merge)}, which is not here: merge on another machine, or use "
-            "it unmerged."
+            f"Merging it into the base needs {format_bytes(merge)}, which is not here: merge on another machine, or "
+            "use it unmerged."
         )
     return found
 

@@ -179,7 +179,7 @@ def cost_of(name: str, run: Training, predicted: dict[str, Any] | None = None) -
         run.technique,
         predicted_time_s=finite(foreseen.get("time_s")),
         time_s=finite(run.result.get("time_s")) if whole_run else None,
-        predicted_memory_bytes=finite(foreseen.get("memory_bytes")),
+        predicted_memory_bytes=finite(foreseen.get("resident_bytes", foreseen.get("memory_bytes"))),
         memory_bytes=run.memory_bytes,
         predicted_step_s=finite(foreseen.get("step_s")),
         step_s=run.step_s,
