@@ -16,9 +16,11 @@ __version__ = "0.1.0"
 _VERBS = ("tune", "resume", "evaluate", "check", "explain", "load", "open_run", "DataOptions")
 _ELSEWHERE = {"Run": "heptune.runs.run", "Settings": "heptune.engine.settings", "Message": "heptune.data.record"}
 _ELSEWHERE |= {"plan": "heptune.planning.plan"}  # not through the API, which imports torch
+_ELSEWHERE |= {"report": "heptune.reporting.report", "report_markdown": "heptune.reporting.report"}
 
 __all__ = ["Adapter", "DataOptions", "Freeze", "Full", "Lora", "Message", "PTuning", "PTuningV2", "Prefix", "Prompt"]
-__all__ += ["QLora", "Run", "Settings", "check", "evaluate", "explain", "load", "open_run", "plan", "resume", "tune"]
+__all__ += ["QLora", "Run", "Settings", "check", "evaluate", "explain", "load", "open_run", "plan", "report"]
+__all__ += ["report_markdown", "resume", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,16 +1,17 @@
-"""The verbs: plan, tune, resume, evaluate, open, load, check, explain. The command line calls nothing else."""
+"""The verbs: plan, tune, resume, race, evaluate, open, load, check, explain. The command line calls nothing else."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from heptune import tasks, techniques
+from heptune import tasks
+from heptune import techniques as registry
 from heptune.core.errors import BaseModelError, DataError, HeptuneError
 from heptune.core.events import Listener, ignore
 from heptune.data.check import CheckReport, Lengths, check_labels
@@ -22,6 +23,11 @@ from heptune.data.splits import sample
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import load_tokenizer
+from heptune.planning.plan import plan as plan  # one of the verbs
+from heptune.racing import course
+from heptune.racing.entry import Terms, enter
+from heptune.racing.race import Race
+from heptune.reporting.report import report as report  # one of the verbs
 from heptune.runs.files import write_json
 from heptune.runs.run import Run, new_name
 from heptune.scoring.evaluation import (
@@ -65,7 +71,7 @@ def tune(
     `out` is the new run directory (default: runs/TECHNIQUE-N). `instruction` stands before every text of classify,
     `system` before conversations of chat. `settings` are those of `heptune.engine.settings.Settings`, e.g. epochs=2.
     """
-    chosen = techniques.build(technique) if isinstance(technique, str) else technique
+    chosen = registry.build(technique) if isinstance(technique, str) else technique
     knobs = Settings.from_values(settings)
     bases.check_quantization(chosen, knobs)
     problem = problems.pose(data, task, options or DataOptions(), instruction, system, knobs.seed, listener)
@@ -86,6 +92,46 @@ def resume(folder: str | Path, *, listener: Listener = ignore) -> Run:
     Raises `RunError` when the run is finished, or the base or the data are no longer those it began with.
     """
     return training.go_on(folder, listener)
+
+
+def race(
+    base: str,
+    data: str | Path,
+    *,
+    techniques: Sequence[str | Technique] | None = None,
+    task: str | None = None,
+    metric: str | None = None,
+    out: str | Path | None = None,
+    options: DataOptions | None = None,
+    instruction: str | None = None,
+    system: str | None = None,
+    terms: Terms | None = None,
+    on: str = "here",
+    command: Sequence[str] = (),
+    listener: Listener = ignore,
+    **settings: Any,
+) -> Race:
+    """Lets techniques compete on a data set under one budget (`terms`) and returns the race with its verdict.
+
+    `techniques` are names or settings (None: all that there are); each is tried at several learning rates. `metric` is
+    what the verdict is about: 'accuracy' or 'loss'. `on` is 'here' or 'ray'. `command` is kept as what made the race.
+    The rest is as in `tune`. Interrupted, the race's status is 'interrupted'; `resume_race` goes on.
+    """
+    knobs = Settings.from_values(settings)
+    names = registry.names() if techniques is None else techniques
+    chosen = [registry.build(each) if isinstance(each, str) else each for each in names]
+    problem = problems.pose(data, task, options or DataOptions(), instruction, system, knobs.seed, listener)
+    folder = Path(out) if out is not None else new_name(Path("races"), "race")
+    made = enter(folder, base, problem, chosen, knobs, terms or Terms(), metric, on, command, listener)
+    return resume_race(made.folder, listener=listener)
+
+
+def resume_race(folder: str | Path, *, listener: Listener = ignore) -> Race:
+    """Takes a race from where it is to its verdict. A finished one is returned as it is."""
+    made = Race(folder)
+    if made.values["status"] == "finished":
+        return made
+    return course.run(made, course.place_of(made), listener)
 
 
 def evaluate(
@@ -177,7 +223,7 @@ def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> trans
     ..., those in front first), since a model cannot know where the answer begins; `open_run` puts them there.
     """
     path = Path(folder)
-    technique = techniques.recognise(path)
+    technique = registry.recognise(path)
     loaded = bases.load(base, technique, listener)
     technique.restore(dissect(loaded.model), path)
     return loaded.model
@@ -185,7 +231,7 @@ def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> trans
 
 def explain(technique: str) -> str:
     """The technique's card."""
-    return techniques.card(technique)
+    return registry.card(technique)
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,15 @@ def race(
     data: options.DataArgument,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Wall time for everything: 90s, 10m, 2h; 'none' for no limit.", show_default=BUDGET),
+        typer.Option(
+            metavar="TIME", help="Wall time for everything: 90s, 10m, 2h; 'none' for no limit.", show_default=BUDGET
+        ),
     ] = None,
     budget_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens that all candidates together train on, instead of --budget.", show_default="not set"),
+        typer.Option(
+            min=1, help="Tokens that all candidates together train on, instead of --budget.", show_default="not set"
+        ),
     ] = None,
     techniques: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Who competes.", show_default="all techniques")
@@ -58,7 +62,8 @@ def race(
     system: options.System = None,
     epochs: Annotated[float, typer.Option(help="Most passes over the training examples.")] = Settings.epochs,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples in one optimizer step, instead of --batch-tokens.", show_default="not set")
+        int | None,
+        typer.Option(min=1, help="Examples in one optimizer step, instead of --batch-tokens.", show_default="not set"),
     ] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one optimizer step.")] = Settings.batch_tokens,
     max_length: Annotated[int, typer.Option(min=8, help="Longest example in tokens.")] = Settings.max_length,
@@ -71,7 +76,8 @@ def race(
     recompute: Annotated[bool, typer.Option("--recompute", help="Less memory for a third more time.")] = False,
     seed: Annotated[int, typer.Option(help="Every random decision follows from it.")] = 0,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="Candidates that train at a time.", show_default="as memory and cores allow")
+        int | None,
+        typer.Option(min=1, help="Candidates that train at a time.", show_default="as memory and cores allow"),
     ] = None,
     on: Annotated[str, typer.Option(help="Where candidates train: here, or on a Ray cluster (ray).")] = "here",
     threads: options.Threads = None,

@@ -121,6 +121,7 @@ def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("training time", f"{format_seconds(result['time_s'])}, validation included"),
         ("speed", f"{speed:.0f} tokens/s over that time, {format_count(result['tokens'])} tokens in all"),
         ("peak memory", format_bytes(result["peak_memory_bytes"])),
+        *_predicted(manifest),
         ("artifact", format_bytes(result["artifact_bytes"])),
     ]
     before, after = result["first_validation"], result["best_validation"]
@@ -128,3 +129,19 @@ def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         scores = ", ".join(f"{name} {before[name]:.4f} -> {after[name]:.4f}" for name in after)
         rows.append(("validation", f"{scores} (best: step {result['best_step']})"))
     return rows
+
+
+def _predicted(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the plan said before the first step, beside what came true."""
+    said, result = manifest.get("predicted"), manifest["result"]
+    if not said:
+        return []
+
+    def off(prediction: float, truth: float) -> str:
+        return f" ({prediction / truth - 1:+.0%})" if truth else ""
+
+    memory = (
+        f"peak memory {format_bytes(said['resident_bytes'])}{off(said['resident_bytes'], result['peak_memory_bytes'])}"
+    )
+    time = f"training time {format_seconds(said['time_s'])}{off(said['time_s'], result['time_s'])}"
+    return [("predicted", f"{memory}, {time if result['reason'] == 'finished' else 'time for all steps'}")]

@@ -9,9 +9,9 @@ import numpy as np
 from heptune import tasks, techniques
 from heptune.data.record import Record
 from heptune.racing.decision import Contender, Serving
+from heptune.racing.outcomes import kept_outcomes, tested_on
 from heptune.racing.race import Race
 from heptune.racing.verdict import judge
-from heptune.racing.outcomes import kept_outcomes, tested_on
 from heptune.runs.files import read_json
 from heptune.runs.run import Run
 from heptune.scoring import statistics
@@ -129,7 +129,7 @@ def _answered(
         for name, rows in said.items()
     }
     first, second = (*[name for name in ranking if name in said][:2], None, None)[:2]
-    differing = []
+    differing: list[dict[str, Any]] = []
     if first is not None and second is not None:
         for i, (a, b) in enumerate(zip(said[first][0], said[second][0], strict=True)):
             if a != b and truth[i] in (labels[a], labels[b]) and len(differing) < SHOWN:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from heptune.core.events import (
     RungDecided,
     StageStarted,
 )
+from heptune.planning import priors
 from heptune.racing import work
 from heptune.racing.conclusion import conclude
 from heptune.racing.ladder import Standing, decide
-from heptune.racing.places import Lost, Place
+from heptune.racing.places import Lost, Place, Processes, RayCluster
 from heptune.racing.race import Race
 from heptune.runs.files import write_json
 from heptune.runs.run import Run
@@ -42,12 +44,14 @@ class Interrupted(Exception):
     """The person asked to stop; everything is saved."""
 
 
-def run(race: Race, place: Place, listener: Listener) -> Race:
-    """Races to the verdict, or until the person interrupts. The race's status is then 'finished' or 'interrupted'."""
+def run(race: Race, place: Place, listener: Listener, keep_dropped: bool = False) -> Race:
+    """Races to the verdict, or until the person interrupts. The race's status is then 'finished' or 'interrupted'.
+
+    `keep_dropped`: the dropped keep their checkpoints, from which they could go on."""
     with race.locked():
         race.update(status="running")
         listener(_started(race, place))
-        course = _Course(race, place, listener)
+        course = _Course(race, place, listener, keep_dropped)
         try:
             course.qualify()
             course.final()
@@ -56,6 +60,13 @@ def run(race: Race, place: Place, listener: Listener) -> Race:
         finally:
             place.close()
     return race
+
+
+def place_of(race: Race) -> Place:
+    """Where a race's candidates train."""
+    if race.values["on"] == "ray":
+        return RayCluster(race.folder, race.values["threads"])
+    return Processes(race.values["parallel"])
 
 
 def _started(race: Race, place: Place) -> RaceStarted:
@@ -75,6 +86,7 @@ class _Course:
     race: Race
     place: Place
     listener: Listener
+    keep_dropped: bool
 
     def qualify(self) -> None:
         """Up the ladder, to the finalists."""
@@ -115,7 +127,7 @@ class _Course:
         self.listener(RungDecided(step, tuple(values)))
         for standing in standings:
             folder = self.race.run_folder(standing.candidate)
-            for path in [] if standing.kept else [folder / "checkpoints", *folder.glob("best-*")]:
+            for path in [] if standing.kept or self.keep_dropped else [folder / "checkpoints", *folder.glob("best-*")]:
                 shutil.rmtree(path, ignore_errors=True)
 
     def final(self) -> None:
@@ -150,6 +162,7 @@ class _Course:
         race.update(finals=[final for final in finals if final["runs"]])
         write_json(race.folder / "verdict.json", conclude(race))
         race.update(status="finished", cost=_cost(race))
+        _remember(race)
 
     @property
     def spent(self) -> float:
@@ -255,13 +268,37 @@ def _label(candidate: str, seed: int) -> str:
 
 
 def _begin_again(folder: Path, other: Path, seed: int) -> None:
-    """A run like the one in `folder`, from the beginning, with another seed. Nothing where it exists."""
+    """A run like the one in `folder`, from the beginning, with another seed. Nothing where it exists.
+
+    Nothing is decided about it on the way, so that it is validated at its end alone."""
     if (other / "manifest.json").exists():
         return
     manifest = Run(folder).manifest
     left_out = ("format", "status", "step", "steps", "trainable", "result", "error")
     kept = {name: value for name, value in manifest.items() if name not in left_out}
-    Run.create(other, {**kept, "status": "new", "settings": {**manifest["settings"], "seed": seed}})
+    settings = {**manifest["settings"], "seed": seed}
+    Run.create(other, {**kept, "status": "new", "settings": settings, "validate_at": manifest["validate_at"][-1:]})
+
+
+def _remember(race: Race) -> None:
+    """What this machine's later plans take for their prior. A cache that cannot be written loses nothing of the race."""
+    values, verdict = race.values, race.verdict
+    scores = {each["name"]: each["score"]["value"] for each in verdict["contenders"] if each["kind"] == "technique"}
+    best = max(scores.values()) if verdict["higher_is_better"] else min(scores.values())
+    examples = len(values["split"]["train"])
+    with suppress(OSError):
+        for name, score in scores.items():
+            priors.remember(
+                priors.Entry(
+                    base=values["base"]["name"],
+                    task=values["task"]["name"],
+                    examples=examples,
+                    technique=name,
+                    score=score,
+                    best_score=best,
+                    race=f"{race.folder.resolve()} {values['created']}",
+                )
+            )
 
 
 def _cost(race: Race) -> dict[str, float]:
@@ -274,5 +311,3 @@ def _cost(race: Race) -> dict[str, float]:
         "tokens": sum(event["tokens"] for event in done),
         "steps": len(done),
     }
-
-

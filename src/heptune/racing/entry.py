@@ -1,4 +1,4 @@
-"""Makes a race directory: who competes, how far a full training goes within the budget, and everyone's run directory."""
+"""Makes a race directory: who competes, how long a full training is within the budget, and everyone's run directory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 import heptune
-from heptune import tasks
+from heptune import tasks, techniques
 from heptune.core.errors import DataError, HeptuneError, TechniqueError, UsageError
 from heptune.core.events import Listener, Note
+from heptune.core.registry import unknown
 from heptune.engine.loop import batches_of
 from heptune.engine.settings import Settings
 from heptune.models.load import load_base
 from heptune.racing.candidates import RATES, Candidate, candidates
 from heptune.racing.forecast import Forecast, forecast
-from heptune.racing.ladder import full_trainings, rungs
+from heptune.racing.ladder import SHARES, full_trainings, rungs
 from heptune.racing.race import Race
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
@@ -32,6 +33,8 @@ from heptune.tuning.problem import Problem
 
 # Fewer optimizer steps teach nothing that a rung could see.
 LEAST_STEPS = 16
+# Fewer records tell learning rates apart too badly.
+LEAST_RECORDS = 32
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Terms:
 
     - `budget_s` or `budget_tokens`: wall time, or tokens trained on by all candidates together; None: no limit, every
       finalist trains for the settings' epochs
-    - `rates`: factors of each technique's own learning rate
+    - `rates`: factors of each technique's own learning rate; `words`: those that can start from a text do so once more
     - `finalists`, `seeds`: how many techniques reach the full length, and how often each is trained there
     - `test_limit`: the most test examples; None: all
     - `width`: candidates that train at a time, each with its share of `threads`; None: as memory and cores allow
@@ -49,6 +52,7 @@ class Terms:
     budget_s: float | None = None
     budget_tokens: int | None = None
     rates: tuple[float, ...] = RATES
+    words: bool = True
     finalists: int = 2
     seeds: int = 2
     test_limit: int | None = 1000
@@ -64,7 +68,7 @@ class Terms:
         if self.finalists < 1:
             raise UsageError(f"finalists is {self.finalists}; somebody must reach the final")
         if self.seeds < 2:
-            raise UsageError(f"seeds is {self.seeds}; one training tells nothing about chance, a verdict needs at least 2")
+            raise UsageError(f"seeds is {self.seeds}; one training tells nothing about chance, at least 2 do")
         if not self.rates or min(self.rates) <= 0:
             raise UsageError("rates must be factors above 0, e.g. 0.33,1,3")
 
@@ -76,10 +80,15 @@ def enter(
     chosen: Sequence[Technique],
     settings: Settings,
     terms: Terms,
+    metric: str | None,
+    on: str,
     command: Sequence[str],
     listener: Listener,
 ) -> Race:
     """A new race. Raises UsageError when the budget is too small for any of it, DataError without a validation part."""
+    metrics = sorted({problem.task.metric, "loss"})
+    if metric is not None and metric not in metrics:
+        raise unknown("metric", metric, metrics)
     if not problem.parts.validation:
         raise DataError("a race chooses by scores on a validation part, and there is none; give --validation")
     if not problem.parts.test:
@@ -90,9 +99,10 @@ def enter(
     template = ChatTemplate(base.tokenizer)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
     words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
-    field = candidates(fitting, terms.rates, words)
+    field = candidates(fitting, terms.rates, words if terms.words else "")
     facts = forecast(base, began, field, problem, examples, settings, terms.test_limit, terms.width, listener)
-    field, steps = _length(field, examples, settings, terms, facts, listener)
+    field, steps, facts = _length(field, examples, settings, terms, facts, listener)
+    settings = replace(settings, validation_limit=facts.validation_records)
     points = rungs(steps)
     finalists = min(terms.finalists, len({c.technique.name for c in field}))
     seeds = [settings.seed + number for number in range(terms.seeds)]
@@ -101,9 +111,10 @@ def enter(
         "status": "new",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": list(command),
-        "base": bases.described(base_name, base),
+        "base": {**bases.described(base_name, base), "parameters": facts.parameters},
         **problem.to_json(),
-        "metric": problem.task.metric,
+        "metric": metric or problem.task.metric,
+        "on": on,
         "settings": asdict(settings),
         "budget": {"time_s": terms.budget_s, "tokens": terms.budget_tokens},
         "seed": settings.seed,
@@ -114,7 +125,11 @@ def enter(
         "parallel": facts.width,
         "versions": bases.versions(),
         "candidates": [
-            {**c.to_json(), "slow_start": "slow_start" in c.technique.capabilities, "predicted": facts.predicted(c, steps)}
+            {
+                **c.to_json(),
+                "slow_start": "slow_start" in c.technique.capabilities,
+                "predicted": facts.predicted(c, steps),
+            }
             for c in field
         ],
         "ladder": [{"step": step} for step in points],
@@ -140,6 +155,8 @@ def enter(
                 own,
                 listener if candidate is field[0] else _silent,
                 validate_at=points,
+                metric=metric,
+                expected=facts.predicted(candidate, steps),
             )
     finally:
         torch.set_num_threads(before)
@@ -173,32 +190,57 @@ def _length(
     terms: Terms,
     facts: Forecast,
     listener: Listener,
-) -> tuple[list[Candidate], int]:
-    """Who competes and how many steps a full training has: as many as the budget allows, at most the settings' epochs.
+) -> tuple[list[Candidate], int, Forecast]:
+    """Who competes, how many steps a full training has, and how many records judge it on the way.
 
-    Where the budget is too small for several learning rates, each technique keeps its own.
+    As many steps as the budget allows, at most the settings' epochs. Validations are made smaller until one takes no
+    longer than the steps before it, and where the budget is still too small for several learning rates, each technique
+    keeps its own.
     """
-    batches = batches_of(examples, settings)
-    most = min(batches.steps(settings.epochs), settings.max_steps or 10**9)
-    own = [c for c in field if math.isclose(c.technique.learning_rate, type(c.technique)().learning_rate)]
-    finalists, seeds = terms.finalists, terms.seeds
-    for entered in (field, [c for c in own if not c.name.endswith("-text")]):
-        steps = most
-        if terms.budget_tokens is not None:
-            kinds = len({c.technique.name for c in entered})
-            step_tokens = sum(len(e.tokens) for e in examples) / batches.steps(1)
-            trainings = full_trainings(len(entered), kinds, min(finalists, kinds), seeds)
-            steps = int(terms.budget_tokens / step_tokens / trainings)
-        elif terms.budget_s is not None:
-            steps = facts.steps_within(terms.budget_s, entered, finalists, seeds, most)
-        if steps >= min(LEAST_STEPS, most):
-            if len(entered) < len(field):
-                text = "the budget is too small to tune learning rates: each technique races with its own default"
-                listener(Note(f"{text}. A larger --budget makes it fairer", "warning"))
-            return list(entered), min(steps, most)
+    most = batches_of(examples, settings).steps(settings.epochs)
+    most = min(most, settings.max_steps or most)
+    least = min(LEAST_STEPS, most)
+    plain = [c for c in field if c.name == f"{c.technique.name}-{techniques.build(c.technique.name).learning_rate:g}"]
+    steps = 0
+    for entered in (field, plain) if 0 < len(plain) < len(field) else (field,):
+        for records in _fewer(facts.validation_records):
+            now = facts.judged_by(records)
+            steps = _steps(entered, examples, settings, terms, now, most)
+            pace_s = sum(now.step_s[c.technique.name] for c in entered) / len(entered)
+            balanced = records * now.record_s <= steps * SHARES[0] * pace_s
+            if steps >= least and (balanced or records <= LEAST_RECORDS):
+                if len(entered) < len(field):
+                    text = "the budget is too small to tune learning rates: each technique races with its own default"
+                    listener(Note(f"{text}. A larger --budget makes it fairer", "warning"))
+                return list(entered), steps, now
     raise UsageError(
-        f"the budget allows {steps} steps for a finalist, and a race needs at least {LEAST_STEPS}; "
-        "raise --budget, name fewer --techniques, or take smaller steps (--batch-tokens)"
+        f"the budget allows {steps} steps for a finalist, and a race needs at least {least}; "
+        "raise --budget, name fewer --techniques, or take smaller steps (--batch-size, --batch-tokens)"
     )
 
 
+def _fewer(records: int) -> list[int]:
+    """So many validation records, then fewer and fewer, down to `LEAST_RECORDS`."""
+    found = [records]
+    while found[-1] > LEAST_RECORDS:
+        found.append(max(LEAST_RECORDS, found[-1] * 3 // 4))
+    return found
+
+
+def _steps(
+    entered: Sequence[Candidate],
+    examples: Sequence[Example],
+    settings: Settings,
+    terms: Terms,
+    facts: Forecast,
+    most: int,
+) -> int:
+    """How many steps of a full training the budget allows."""
+    if terms.budget_tokens is not None:
+        kinds = len({c.technique.name for c in entered})
+        trainings = full_trainings(len(entered), kinds, min(terms.finalists, kinds), terms.seeds)
+        step_tokens = sum(len(e.tokens) for e in examples) / batches_of(examples, settings).steps(1)
+        return min(most, int(terms.budget_tokens / step_tokens / trainings))
+    if terms.budget_s is not None:
+        return facts.steps_within(terms.budget_s, entered, terms.finalists, terms.seeds, most)
+    return most

@@ -1,14 +1,14 @@
 """How long the pieces of a race take and how many run side by side: measured on the person's own data and base.
 
-One candidate's training step and one validation are timed here, on as many threads as a candidate will have; the others'
-steps follow in the ratios that the plan predicts.
+One candidate's training step and one validation are timed here, on as many threads as a candidate will have; the steps
+of the others follow in the ratios that the plan predicts.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from heptune.engine.loop import accumulate, batches_of
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
+from heptune.planning.estimate import Candidate as PlannedTechnique
 from heptune.planning.limits import memory
-from heptune.planning.outlook import Outlook, outlook
+from heptune.planning.outlook import estimator_of, told
 from heptune.racing.candidates import Candidate
 from heptune.racing.ladder import SHARES
 from heptune.scoring.score import Scorer
@@ -45,25 +46,29 @@ class Forecast:
     """What a race's pieces take in seconds, with `width` candidates at a time on `threads` threads each.
 
     `step_s`: a training step of each technique. `record_s`: scoring one record. `begin_s`: loading the base and putting
-    a technique into it. `plans`: what the plan says of each technique.
+    a technique into it. `plans`: what the plan says of each technique. `parameters`: the base's.
     """
 
     width: int
     threads: int
+    parameters: int
     step_s: dict[str, float]
     record_s: float
     begin_s: float
     validation_records: int
     test_records: int
-    plans: dict[str, Outlook]
+    plans: dict[str, dict[str, Any]]
+
+    def judged_by(self, records: int) -> Forecast:
+        """The same with so many records in a validation."""
+        return replace(self, validation_records=records)
 
     def predicted(self, candidate: Candidate, steps: int) -> dict[str, Any]:
         """What a candidate's full training is predicted to take, for race.json."""
         plan, step_s = self.plans[candidate.technique.name], self.step_s[candidate.technique.name]
         validations = len(SHARES) * self.validation_records * self.record_s
         return {
-            "memory_bytes": plan.live_bytes,
-            "resident_bytes": plan.resident_bytes,
+            **plan,
             "step_s": step_s,
             "time_s": steps * step_s + validations,
         }
@@ -80,8 +85,9 @@ class Forecast:
         for share, alive in zip(SHARES, (paces, kinds, [mean] * half, [mean] * finalists), strict=True):
             parts.append([rung_s + pace * steps * (share - taken) for pace in alive])
             taken = share
-        parts[-1] += [len(SHARES) * rung_s + mean * steps] * finalists * (seeds - 1)
+        parts[-1] += [rung_s + mean * steps] * finalists * (seeds - 1)
         test_s = self.begin_s + self.test_records * self.record_s
+        # The baselines score the test part twice, once behind examples that make its prompts about twice as long.
         parts.append([test_s] * finalists * seeds + [self.begin_s + 3 * self.test_records * self.record_s])
         return sum(max(sum(part) / min(self.width, len(part)), max(part)) for part in parts)
 
@@ -114,20 +120,21 @@ def forecast(
     cores = torch.get_num_threads()
     anatomy = dissect(base.model)
     kinds = {c.technique.name: c.technique for c in field}
-    plans = {
-        name: outlook(anatomy, technique, examples, settings, bases.dtype(technique.capabilities))
-        for name, technique in kinds.items()
-    }
-    largest = max(plan.resident_bytes for plan in plans.values())
+    template = ChatTemplate(base.tokenizer)
+    estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
+    plans = {}
+    for done, (name, technique) in enumerate(kinds.items(), 1):
+        plans[name] = told(estimator.estimate(PlannedTechnique.of(technique), settings))
+        listener(Progress("planning", done, len(kinds), "techniques"))
+    largest = max(plan["resident_bytes"] for plan in plans.values())
     width = width or side_by_side(largest, cores, cuda=torch.cuda.is_available())
     threads = max(1, cores // width)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        reference = min(kinds.values(), key=lambda technique: plans[technique.name].step_s)
+        reference = min(kinds.values(), key=lambda technique: plans[technique.name]["step_s"])
         bases.quantize_where_asked(anatomy, reference, settings, ignore)
         forward = Forward(anatomy, settings.recompute)
-        template = ChatTemplate(base.tokenizer)
         attached = reference.attach(anatomy, settings.seed, template.encode)
         begin_s = time.monotonic() - began
         step_s = _step_s(forward, attached, examples, settings, listener)
@@ -136,12 +143,13 @@ def forecast(
     finally:
         torch.set_num_threads(before)
     slower = SIDE_BY_SIDE if width > 1 else 1.0
-    scale = slower * step_s / plans[reference.name].step_s
+    scale = slower * step_s / plans[reference.name]["step_s"]
     tested = len(problem.parts.test)
     return Forecast(
         width=width,
         threads=threads,
-        step_s={name: scale * plan.step_s for name, plan in plans.items()},
+        parameters=anatomy.shape.parameters,
+        step_s={name: scale * plan["step_s"] for name, plan in plans.items()},
         record_s=slower * record_s,
         begin_s=slower * begin_s,
         validation_records=min(settings.validation_limit, len(problem.parts.validation)),

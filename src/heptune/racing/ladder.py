@@ -8,9 +8,9 @@ All candidates are trained with the schedule of the full length, N steps, and pa
     N      the finalists, each with several seeds           -> the verdict, on data that nobody has seen
 
 That is successive halving (Jamieson and Talwalkar 2016; Li et al. 2018, "Hyperband", section 3), with two changes. A
-candidate goes on from its checkpoint instead of starting again, so that what is spent on a finalist is what its training
-costs anyway. And what decides is not where a candidate stands but where it is going: techniques begin at different
-speeds, and P-Tuning v2 that is behind at N/4 may lead at N.
+candidate goes on from its checkpoint instead of starting again: a finalist costs what its training costs anyway. And
+what decides is not where a candidate stands but where it is going: techniques begin at different speeds, and one that
+is behind at N/4 may lead at N.
 
 Where a candidate is going, its `trend`, is its validation loss at N if every doubling of the steps brings half of what
 the last one brought (loss curves of fine-tuning flatten at least that fast, so that it is no promise to anyone):
@@ -122,9 +122,7 @@ def _standing(form: Form, steps: int, kept: str | None, rest: str, best: dict[st
         why = "its validation loss is not finite"
     score = form.losses[-1][1] if form.losses and math.isfinite(form.losses[-1][1]) else None
     trend = form.trend(steps) if able else None
-    return Standing(
-        form.candidate, form.metrics, score, trend, form.time_s, form.memory_bytes, kept is not None, why
-    )
+    return Standing(form.candidate, form.metrics, score, trend, form.time_s, form.memory_bytes, kept is not None, why)
 
 
 def full_trainings(candidates: int, techniques: int, finalists: int, seeds: int) -> float:

@@ -27,8 +27,8 @@ def tested_on(manifest: dict[str, Any], limit: int | None, seed: int) -> list[Re
 def outcomes(task: Any, scorer: Scorer, records: list[Record], what: str, listener: Listener) -> dict[str, Any]:
     """Every example's outcome under the model as it is now.
 
-    classify: `chosen` label numbers, `correct` 0 or 1, `log_p` of the true label. chat: `log_p` of all supervised tokens
-    and their number, `weights`.
+    classify: `chosen` label numbers, `correct` 0 or 1, `log_p` of the true label. chat: `log_p` of all supervised
+    tokens and their number, `weights`.
     """
     if isinstance(task, Classify):
         log_p = normalised(scorer.labels(task, records, what, listener))

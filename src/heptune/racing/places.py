@@ -37,7 +37,7 @@ class Place(Protocol):
 
 
 class Here:
-    """This process, one call after the other."""
+    """One call after the other, in this process."""
 
     width = 1
 
@@ -55,7 +55,7 @@ class Here:
 
 
 class Processes:
-    """Processes of this machine, each with its share of the threads. They end with this one, however it ends."""
+    """Processes on one machine, each with its share of the threads. They end with this one, however it ends."""
 
     def __init__(self, width: int) -> None:
         self.width = width

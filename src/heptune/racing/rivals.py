@@ -1,5 +1,8 @@
-"""What has to be beaten, on the very examples that the verdict is spoken on: the untouched base without and with examples
-in its prompt, and for labels a linear model on word counts, the nearest training texts, and the most frequent label."""
+"""What has to be beaten, on the very examples that the verdict is spoken on.
+
+The untouched base without and with examples in its prompt; for labels a linear model on word counts, the nearest
+training texts, and the most frequent label; for conversations the base behind the nearest training conversation.
+"""
 
 from __future__ import annotations
 

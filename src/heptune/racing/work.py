@@ -3,6 +3,7 @@ machine that sees the same folder. A call that was done before changes nothing, 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -50,7 +51,9 @@ def answers(folder: str, limit: int | None, seed: int, threads: int, listener: L
     if not path.exists():
         tuned = opened(Run(folder), listener)
         records = tested_on(tuned.run.manifest, limit, seed)
-        write_json(path, outcomes(tuned.task, tuned.scorer, records, f"testing {Path(folder).name}", listener))
+        began = time.monotonic()
+        found = outcomes(tuned.task, tuned.scorer, records, f"testing {Path(folder).name}", listener)
+        write_json(path, {**found, "scoring_s": time.monotonic() - began})
     return "reached"
 
 
@@ -64,6 +67,7 @@ def baselines(folder: str, limit: int | None, seed: int, threads: int, listener:
         records = tested_on(values, limit, seed)
         settings = Settings(**values["settings"])
         base = load_base(values["base"]["name"], listener=listener)
-        scorer = Scorer(Forward(dissect(base.model), listener=listener), ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
+        forward = Forward(dissect(base.model), listener=listener)
+        scorer = Scorer(forward, ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
         write_json(path, rivals(problem, scorer, records, seed, listener))
     return "reached"

@@ -33,7 +33,7 @@ def ladder(found: Findings, width: int, form: str) -> Markup:
         colour = hue(found.hues[next(iter(course.values())).technique])
         marks += _course(name, course, y, at, colour, column, name in finalists)
         if narrow:
-            marks.append(write(4, y - 13, fitted_text(name, width - 8), "label"))
+            marks.append(write(4, y - 13, fitted_text(name, width - 8), "label halo"))
         else:
             marks.append(write(left - 8, y + 4, fitted_text(name, left - 14), "label", "end"))
     dropped = sum(any(not s.kept for s in course.values()) for course in courses.values())

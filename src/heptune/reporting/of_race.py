@@ -258,10 +258,11 @@ def _effort(race: dict[str, Any]) -> str:
     time, tokens, exhaustive = finite(cost.get("time_s")), finite(cost.get("tokens")), finite(full.get("time_s"))
     if time is None:
         return ""
-    spent = f"The race took {duration(time)}" + (f" and {format_count(tokens)} tokens" if tokens else "")
+    begin = "The race took" if race.get("status") == "finished" else "So far the race took"
+    spent = f"{begin} {duration(time)}" + (f" and {format_count(tokens)} tokens" if tokens else "")
     if exhaustive is None or not time:
         return spent + "."
-    compared = f"training every candidate in full would have taken about {duration(exhaustive)}"
+    compared = f"training every candidate in full would take about {duration(exhaustive)}"
     return f"{spent}; {compared} ({exhaustive / time:.1f} times as long)."
 
 

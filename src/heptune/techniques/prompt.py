@@ -69,7 +69,9 @@ class Prompt:
     learning_rate: float = 2e-2
 
     name: ClassVar[str] = "prompt"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"detachable", "virtual_tokens", "slow_start", "starts_from_text"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"detachable", "virtual_tokens", "slow_start", "starts_from_text"}
+    )
 
     def __post_init__(self) -> None:
         _soft_prompt.check(self.name, self.virtual_tokens, self.init, self.init_text)

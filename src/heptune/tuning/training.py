@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
+from heptune.tuning.prediction import predicted
 from heptune.tuning.problem import Problem
 
 # Rows of one forward pass when nothing is differentiated.
@@ -44,9 +45,11 @@ def begin(
     settings: Settings,
     listener: Listener,
     validate_at: Sequence[int] | None = None,
+    metric: str | None = None,
+    expected: dict[str, Any] | None = None,
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
-    validation part is scored (None: as the settings say)."""
+    validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
     template = ChatTemplate(base.tokenizer)
     if template.is_default:
         text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
@@ -65,6 +68,10 @@ def begin(
     }
     if validate_at is not None:
         manifest["validate_at"] = list(validate_at)
+    if metric is not None:
+        manifest["metric"] = metric
+    if expected is not None:
+        manifest["predicted"] = expected
     return Run.create(folder, manifest)
 
 
@@ -101,12 +108,14 @@ def train(
     with run.locked():
         examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
         anatomy = dissect(base.model)
+        if "predicted" not in run.manifest:
+            run.update(predicted=predicted(base.name, anatomy, technique, problem, template, settings, listener))
         bases.quantize_where_asked(anatomy, technique, settings, listener)
         forward = Forward(anatomy, settings.recompute, tell)
         attached = technique.attach(anatomy, settings.seed, template.encode)
         require_positions(anatomy, examples)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
-        judge = _judge(problem, scorer, settings, listener)
+        judge = _judge(problem, scorer, settings, run.manifest.get("metric"), listener)
         steps = run.manifest.get("steps")
         if steps is None:
             steps = batches_of(examples, settings).steps(settings.epochs)
@@ -165,8 +174,12 @@ def judged_on(problem: Problem, settings: Settings) -> list[Record]:
     return [records[i] for i in sample(records, range(len(records)), settings.validation_limit, settings.seed)]
 
 
-def _judge(problem: Problem, scorer: Scorer, settings: Settings, listener: Listener) -> Validation | None:
+def _judge(
+    problem: Problem, scorer: Scorer, settings: Settings, metric: str | None, listener: Listener
+) -> Validation | None:
     judge = validation(problem.task, scorer, judged_on(problem, settings), listener)
+    if judge is not None and metric == "loss":
+        judge = replace(judge, metric=metric, higher_is_better=False)
     if judge is None:
         listener(Note("there is no validation part: the last step's weights will be kept, not the best", "warning"))
     return judge

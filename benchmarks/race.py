@@ -1,0 +1,203 @@
+"""Is a race's pick as good as trying everything? The race, then the exhaustive grid on the same data.
+
+    python benchmarks/race.py sst2 --data ../shared/data        one set; writes docs/results/race_sst2.json
+
+First the race runs as `heptune race` runs it. Then every candidate that it dropped goes on from its checkpoint to the
+full length, which gives the bits of a training that was never dropped: together that is the exhaustive grid. All are
+scored on the same test examples.
+
+- regret: the best test score of the grid minus that of the race's winner (the first seed of both)
+- cost: seconds of training, validating and testing, all candidates' together; the race's further seeds are part of its
+  cost, not of the grid's
+
+An interrupted benchmark goes on where it was. `docs/generate.py` makes the table of docs/results/race.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heptune import api
+from heptune.core.events import Event, RungDecided, StageStarted
+from heptune.racing import course, work
+from heptune.racing.outcomes import kept_outcomes
+from heptune.racing.race import Race
+from heptune.runs.files import write_json
+from heptune.runs.run import Run
+from heptune.scoring.comparison import compare
+
+SETS = {"sst2": "sst2", "trec": "trec", "customer_reviews": "customer_reviews/all.jsonl", "vader": "vader/amazon.jsonl"}
+RESULTS = Path("docs/results")
+
+
+def main() -> int:
+    """Exit status 0 when everything has a result."""
+    arguments = _arguments()
+    folder = arguments.races / arguments.name
+    made = Race(folder) if folder.exists() else _enter(arguments, folder)
+    if made.values["status"] != "finished":
+        made = course.run(made, course.place_of(made), tell, keep_dropped=True)
+    if made.values["status"] != "finished":
+        return 1
+    report = _race_report(made)
+    _finish_the_grid(made)
+    report |= _grid_report(made, report)
+    path = arguments.out or RESULTS / f"race_{arguments.name}.json"
+    write_json(path, {"set": arguments.name, **report})
+    print(json.dumps({k: v for k, v in report.items() if k != "grid"}, indent=1))
+    print(f"everything is in {path}; now run docs/generate.py")
+    if not arguments.keep:
+        shutil.rmtree(folder)
+    return 0
+
+
+def tell(event: Event) -> None:
+    """A line for each stage and each decision."""
+    if isinstance(event, StageStarted):
+        print(f"{time.strftime('%H:%M:%S')} {event.what}: {len(event.names)} to go", flush=True)
+    if isinstance(event, RungDecided):
+        for standing in event.standings:
+            print(f"  {'+' if standing['kept'] else '-'} {standing['candidate']} {standing['metrics']}", flush=True)
+
+
+def _enter(arguments: argparse.Namespace, folder: Path) -> Race:
+    problem = api.problems.pose(
+        arguments.data / SETS[arguments.name],
+        None,
+        api.DataOptions(limit=arguments.limit),
+        None,
+        None,
+        arguments.seed,
+        tell,
+    )
+    settings = api.Settings(
+        epochs=100,
+        max_steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        validation_limit=arguments.validation_limit,
+        seed=arguments.seed,
+    )
+    chosen = [api.registry.build(name) for name in api.registry.names()]
+    terms = api.Terms(test_limit=arguments.test_limit)
+    return api.enter(folder, arguments.base, problem, chosen, settings, terms, None, "here", sys.argv, tell)
+
+
+def _run_s(folder: Path) -> float:
+    """Seconds of training and validating so far."""
+    events = Run(folder).events
+    return float(
+        sum(e["time_s"] for e in events if e["event"] == "TrainingEnded" and e["reason"] == "finished")
+    ) or max((float(e["time_s"]) for e in events if e["event"] == "TrainingEnded"), default=0.0)
+
+
+def _race_report(made: Race) -> dict[str, Any]:
+    """What the race concluded and paid; taken once, before the grid goes on."""
+    kept = made.folder / "race_report.json"
+    if not kept.exists():
+        runs = [p.parent for part in ("candidates", "finals") for p in made.folder.glob(f"{part}/*/manifest.json")]
+        tested = [read_test_s(folder) for folder in runs]
+        write_json(
+            kept,
+            {
+                "winner": made.verdict["winner"],
+                "words": made.verdict["words"],
+                "finals": made.values["finals"],
+                "candidates": len(made.values["candidates"]),
+                "steps": made.steps,
+                "settings": made.values["settings"],
+                "versions": made.values["versions"],
+                "test_examples": made.verdict["examples"],
+                "scores": {c["name"]: c["score"] for c in made.verdict["contenders"]},
+                "wall_s": made.values["spent_s"],
+                "race_s": sum(map(_run_s, runs)) + sum(tested),
+            },
+        )
+    found: dict[str, Any] = json.loads(kept.read_text("utf-8"))
+    return found
+
+
+def read_test_s(folder: Path) -> float:
+    """Seconds that scoring the test part took; 0 where it was not scored."""
+    path = folder / "test.json"
+    return float(json.loads(path.read_text("utf-8"))["scoring_s"]) if path.exists() else 0.0
+
+
+def _finish_the_grid(made: Race) -> None:
+    """Every candidate to the full length, and tested."""
+    place = course.place_of(made)
+    threads, limit, seed = made.values["threads"], made.values["test_limit"], made.values["settings"]["seed"]
+    folders = [str(made.run_folder(entry["name"])) for entry in made.values["candidates"]]
+    try:
+        futures = [place.submit(work.advance, folder, made.steps, threads) for folder in folders]
+        for done, future in enumerate(futures, 1):
+            future.result()
+            print(f"{time.strftime('%H:%M:%S')} grid: {done} of {len(futures)} trained", flush=True)
+        able = [folder for folder in folders if Run(folder).manifest["status"] == "finished"]
+        futures = [place.submit(work.answers, folder, limit, seed, threads) for folder in able]
+        for future in futures:
+            future.result()
+    finally:
+        place.close()
+
+
+def _grid_report(made: Race, report: dict[str, Any]) -> dict[str, Any]:
+    outcomes: dict[str, np.ndarray] = {}
+    failed = {}
+    for entry in made.values["candidates"]:
+        folder = made.run_folder(entry["name"])
+        if (folder / "test.json").exists():
+            outcomes[entry["name"]] = np.array([kept_outcomes(folder)["correct"]], dtype=float)
+        else:
+            failed[entry["name"]] = Run(folder).manifest.get("error", "not finished")
+    folders = [made.run_folder(name) for name in outcomes]
+    grid_s = sum(map(_run_s, folders)) + sum(map(read_test_s, folders))
+    scores = {name: float(rows.mean()) for name, rows in outcomes.items()}
+    best = max(scores, key=scores.__getitem__)
+    won = next((f["candidate"] for f in report["finals"] if f["contender"] == report["winner"]), None)
+    own = {"value": report["scores"][report["winner"]]["value"]} if won is None else {"value": scores[won]}
+    found: dict[str, Any] = {
+        "grid": scores,
+        "failed": failed,
+        "grid_s": grid_s,
+        "cost_share": report["race_s"] / grid_s,
+        "best": best,
+        "best_score": scores[best],
+        "pick": won or report["winner"],
+        "pick_score": own["value"],
+        "regret": scores[best] - own["value"],
+    }
+    if won is not None and won != best:
+        pair = compare({best: outcomes[best], won: outcomes[won]}).pair(best, won)
+        interval = pair.difference
+        found["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high, "tie": pair.tie}
+    return found
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("name", choices=SETS)
+    add("--data", type=Path, default=Path("../shared/data"), help="the folder that holds the sets")
+    add("--base", default="smollm2-135m")
+    add("--limit", type=int, default=512, help="most training examples; default: 512")
+    add("--steps", type=int, default=24, help="optimizer steps of a full training; default: 24")
+    add("--batch-size", type=int, default=8, help="examples a step; default: 8")
+    add("--validation-limit", type=int, default=48, help="examples that judge on the way; default: 48")
+    add("--test-limit", type=int, default=250, help="test examples; default: 250")
+    add("--seed", type=int, default=0)
+    add("--races", type=Path, default=Path("races/benchmark"), help="where the races lie")
+    add("--keep", action="store_true", help="keep the race's directory; full tuning takes gigabytes")
+    add("--out", type=Path, help="the JSON file; default: docs/results/race_NAME.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
