@@ -107,10 +107,9 @@ def _scores(found: Findings) -> Section:
 
 
 def _score_table(found: Findings) -> Markup:
-    metrics = list(dict.fromkeys(name for c in found.contenders for name in c.metrics)) or [found.metric]
     columns: list[tuple[str, list[str]]] = [
         ("", [_name(contender, found) for contender in found.ranked]),
-        *((metric, [_metric_text(c, metric, found) for c in found.ranked]) for metric in metrics),
+        *((metric, [_metric_text(c, metric, found) for c in found.ranked]) for metric in found.metrics),
         ("seeds", [", ".join(numbers.score(s.score) for s in c.seeds) for c in found.ranked]),
         ("", [_standing(c, found) for c in found.ranked]),
     ]
@@ -250,9 +249,13 @@ def _costs(found: Findings) -> Section:
 def _race(found: Findings) -> Section:
     if not found.rungs:
         return None
-    caption = f"The candidates' {found.curve_metric or found.metric} on the validation part at each rung. "
+    caption = f"The candidates' {found.rung_metric or 'scores'} on the validation part at each rung, the best above. "
     caption += "A cross: dropped." if any(not s.kept for rung in found.rungs for s in rung.standings) else ""
-    caption += " Strong lines went on to the finals." if any(c.state == "finalist" for c in found.curves) else ""
+    caption += (
+        " Strong lines went on to the finals, to the last step."
+        if any(c.state == "finalist" for c in found.curves)
+        else ""
+    )
     parts = [figure(both(lambda width, form: ladder(found, width, form)), caption)]
     if found.effort:
         parts.append(tag("p", found.effort))

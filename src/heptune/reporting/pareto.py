@@ -51,7 +51,10 @@ def _panel(found: Findings, name: str, points: list[Point], units: Units) -> Mar
     y = fitted(scores, HEIGHT - 48.0, 34.0, margin=0.1, within=(0.0, 1.0) if share else (-1e300, 1e300))
     left = 20 + max(text_width(numbers.plain(tick)) for tick in y.ticks(5) or [0.0])
     costs = [cost / divisor for _, cost, _ in points]
-    x = fitted(costs, left, WIDTH - 10.0, margin=0.12, within=(0.0, 1e300), ratio=RATIO)
+    paid = [cost for cost in costs if cost > 0]  # what costs nothing stands at the left end of any scale
+    x = fitted(paid, left, WIDTH - 10.0, margin=0.12, within=(0.0, 1e300), ratio=RATIO)
+    if not x.logarithmic:
+        x = fitted(costs, left, WIDTH - 10.0, margin=0.12, within=(0.0, 1e300))
     frame = Frame(x, y, numbers.plain, numbers.plain)
     places = [(x(cost / divisor), y(score)) for _, cost, score in points]
     marks: list[object] = [*frame.drawn(f"{name}, {unit}", found.metric), _front(found, points, frame, divisor)]
