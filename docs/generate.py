@@ -309,6 +309,69 @@ def matrix(technique: str) -> str:
     return table(("", *checks), rows) + (below + "\n" if below else "")
 
 
+def verdict_races(_: str) -> str:
+    """How often the verdict is right in simulated races, from docs/results/verdict.json."""
+    report = _report("verdict")
+    if not report:
+        return "Not measured yet.\n"
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f} %"
+
+    rows = []
+    for race in report["races"]:
+        power = race["power"]
+        rows.append(
+            (
+                str(race["examples"]),
+                f"{race['techniques']} x {race['seeds']} seeds" + (" + 4" if race["baselines"] else ""),
+                f"{race['seed_points']:g}" + (", uneven" if race["uneven"] else ""),
+                race["alike"],
+                percent(race["together"]),
+                percent(race["told_apart_wrongly"]),
+                percent(race["each_score"]),
+                f"{100 * race['half_width']:.1f}",
+                *(percent(power[gap]) if power else "" for gap in ("2", "5", "10")),
+                f"{100 * race['optimism']:+.2f} ± {100 * race['optimism_error']:.2f}",
+            )
+        )
+    headers = ("examples", "techniques + baselines", "seeds differ by", "models alike", "all intervals hold")
+    headers += ("told apart wrongly", "a score's interval holds", "half width", "2 found", "5 found", "10 found")
+    rounds = report["races"][0]["rounds"]
+    return table((*headers, "winner's optimism"), rows) + f"\n{rounds} races a line, half as many for what is found.\n"
+
+
+def regret(_: str) -> str:
+    """The races of benchmarks/race.py beside their exhaustive grids."""
+    rows = []
+    for path in sorted((DOCS / "results").glob("race_*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        tie = found.get("difference")
+        apart = f"{tie['value']:+.3f} [{tie['low']:+.3f}, {tie['high']:+.3f}]" if tie else "the same"
+        rows.append(
+            [
+                f"`{found['set']}`",
+                f"{found['candidates']} x {found['steps']} steps",
+                f"`{found['pick']}` {found['pick_score']:.3f}",
+                f"`{found['best']}` {found['best_score']:.3f}",
+                f"{100 * found['regret']:.1f} points",
+                apart,
+                f"{found['cost_share']:.0%}",
+                f"{format_seconds(found['race_s'])} of {format_seconds(found['grid_s'])}",
+            ]
+        )
+    heads = ["set", "grid", "the race's pick", "best of the grid", "regret", "best minus pick", "cost", "computing"]
+    return table(heads, rows)
+
+
+def grids(_: str) -> str:
+    """The test scores of every candidate of every grid."""
+    found = [json.loads(path.read_text("utf-8")) for path in sorted((DOCS / "results").glob("race_*.json"))]
+    names = sorted({name for one in found for name in one["grid"]})
+    rows = [[f"`{n}`", *(f"{one['grid'][n]:.3f}" if n in one["grid"] else "failed" for one in found)] for n in names]
+    return table(["candidate", *(f"`{one['set']}`" for one in found)], rows)
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -325,6 +388,9 @@ KINDS: dict[str, Callable[[str], str]] = {
     "techniques scores": techniques_scores,
     "speed": speed,
     "matrix": matrix,
+    "verdict races": verdict_races,
+    "regret": regret,
+    "grids": grids,
 }
 
 

@@ -1,4 +1,4 @@
-"""The verbs: tune, resume, race, evaluate, open, load, check, explain. The command line calls nothing else."""
+"""The verbs: plan, tune, resume, race, evaluate, report, load, check, explain. The command line calls nothing else."""
 
 from __future__ import annotations
 

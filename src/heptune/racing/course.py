@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from heptune.core.events import (
     RungDecided,
     StageStarted,
 )
+from heptune.planning import priors
 from heptune.racing import work
 from heptune.racing.conclusion import conclude
 from heptune.racing.ladder import Standing, decide
@@ -160,6 +162,7 @@ class _Course:
         race.update(finals=[final for final in finals if final["runs"]])
         write_json(race.folder / "verdict.json", conclude(race))
         race.update(status="finished", cost=_cost(race))
+        _remember(race)
 
     @property
     def spent(self) -> float:
@@ -275,6 +278,27 @@ def _begin_again(folder: Path, other: Path, seed: int) -> None:
     kept = {name: value for name, value in manifest.items() if name not in left_out}
     settings = {**manifest["settings"], "seed": seed}
     Run.create(other, {**kept, "status": "new", "settings": settings, "validate_at": manifest["validate_at"][-1:]})
+
+
+def _remember(race: Race) -> None:
+    """What later plans on this machine take for their prior. A cache that cannot be written costs nothing else."""
+    values, verdict = race.values, race.verdict
+    scores = {each["name"]: each["score"]["value"] for each in verdict["contenders"] if each["kind"] == "technique"}
+    best = max(scores.values()) if verdict["higher_is_better"] else min(scores.values())
+    examples = len(values["split"]["train"])
+    with suppress(OSError):
+        for name, score in scores.items():
+            priors.remember(
+                priors.Entry(
+                    base=values["base"]["name"],
+                    task=values["task"]["name"],
+                    examples=examples,
+                    technique=name,
+                    score=score,
+                    best_score=best,
+                    race=f"{race.folder.resolve()} {values['created']}",
+                )
+            )
 
 
 def _cost(race: Race) -> dict[str, float]:

@@ -98,12 +98,20 @@ class Race:
 
     @property
     def winner(self) -> Path | None:
-        """The winner's best run directory; None where a baseline has won."""
+        """The winner's run directory; None where a baseline has won."""
         verdict = self.verdict
-        won = next(each for each in verdict["contenders"] if each["name"] == verdict["winner"])
-        sign = 1 if verdict["higher_is_better"] else -1
-        best = max(won["seeds"], key=lambda each: sign * each["score"], default=None)
-        return None if best is None or best["run"] is None else self.folder / best["run"]
+        return self._run_of(next(each for each in verdict["contenders"] if each["name"] == verdict["winner"]))
+
+    @property
+    def best_run(self) -> Path | None:
+        """The winner's run directory, or where a baseline has won that of the technique with the best score."""
+        techniques = (each for each in self.verdict["contenders"] if each["kind"] == "technique")
+        return self.winner or self._run_of(next(techniques))
+
+    def _run_of(self, contender: dict[str, Any]) -> Path | None:
+        """The training with the first seed: which of them scored best on the test part is chance."""
+        run = contender["seeds"][0]["run"] if contender["seeds"] else None
+        return None if run is None else self.folder / run
 
     def alive(self) -> list[str]:
         """The candidates that go on, in the order in which they were entered."""

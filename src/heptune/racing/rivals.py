@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from heptune.core.events import Listener
 from heptune.data.record import Record
@@ -49,7 +50,7 @@ def rivals(
             positions = shown.positions(scorer.template)
             words = f"{len(shown.shots)} examples ({positions} tokens) before every request"
             found["base, few-shot"] = base(shown, positions, words)
-        return found | _without_base(task, train, records, memory)
+        return found | _without_base(task, train, records, scorer.forward.device)
     several = FewShotChat.of(task, train, scorer.template, scorer.max_length, seed=seed)
     if several.shots:
         words = f"{len(several.shots)} conversations before every request"
@@ -71,7 +72,7 @@ class _Nearest:
 
 
 def _without_base(
-    task: Classify, train: Sequence[Record], records: Sequence[Record], memory: int
+    task: Classify, train: Sequence[Record], records: Sequence[Record], device: torch.device
 ) -> dict[str, dict[str, Any]]:
     texts, labels = [r.text or "" for r in train], [r.label or "" for r in train]
     asked, truth = [r.text or "" for r in records], [r.label or "" for r in records]
@@ -82,13 +83,13 @@ def _without_base(
     }
     found = {}
     for name, predict in made.items():
-        began = time.monotonic()
+        began, before = time.monotonic(), used_bytes(device)
         said = predict()
         found[name] = {
             "chosen": [task.labels.index(label) for label in said],
             "correct": np.equal(said, truth).astype(int).tolist(),
             "time_s": time.monotonic() - began,
-            "memory_bytes": memory,
+            "memory_bytes": max(0, used_bytes(device) - before),  # beyond the base's, which it does without
             **_serving(0, WITHOUT_BASE, "no model at all"),
         }
     return found
