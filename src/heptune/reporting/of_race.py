@@ -65,7 +65,7 @@ def findings_of_race(folder: Path) -> Findings:
     found = Findings(
         kind="race",
         folder=trainings.near(str(folder)),
-        title=f"Which technique fits {Path(data).name or 'the data'}?",
+        title=f"Which technique fits {_data_name(data)}?",
         subtitle=f"{_several(candidates)} on {Path(base).name}, task {text(mapping(race.get('task')).get('name'))}",
         status=text(race.get("status")),
         interim=_interim(race, rungs, candidates, folder, bool(contenders)),
@@ -93,6 +93,12 @@ def findings_of_race(folder: Path) -> Findings:
         notes=tuple(dict.fromkeys(warning for run in runs.values() for warning in run.warnings)),
     )
     return replace(found, key_figures=_key_figures(found), commands=_commands(race, found))
+
+
+def _data_name(path: str) -> str:
+    """The file's name; of a folder with a file for each part, the folder's."""
+    name = Path(path).parent.name if Path(path).stem in ("train", "training") else ""
+    return name or Path(path).name or "the data"
 
 
 def _several(candidates: dict[str, Any]) -> str:
@@ -254,7 +260,10 @@ def _ended(curve: Curve) -> Curve:
 
 
 def _costs(candidates: dict[str, Any], runs: dict[str, Training], rungs: tuple[Rung, ...]) -> tuple[Cost, ...]:
-    """Of candidates with a prediction. What a run directory does not tell, its last rung may."""
+    """Of candidates with a prediction, those that were trained longest first.
+
+    What a run directory does not tell, its last rung may.
+    """
     peaks = {s.candidate: s.memory_bytes for rung in rungs for s in rung.standings if s.memory_bytes is not None}
     costs = []
     for name, candidate in candidates.items():
@@ -263,7 +272,8 @@ def _costs(candidates: dict[str, Any], runs: dict[str, Training], rungs: tuple[R
             cost = cost_of(name, runs[name], predicted)
             peak = peaks.get(name) if cost.memory_bytes is None else cost.memory_bytes
             costs.append(replace(cost, technique=text(candidate.get("technique")), memory_bytes=peak))
-    return tuple(costs)
+    reached = {name: run.loss[-1][0] if run.loss else 0.0 for name, run in runs.items()}
+    return tuple(sorted(costs, key=lambda cost: -reached[cost.name]))
 
 
 def _effort(race: dict[str, Any]) -> str:

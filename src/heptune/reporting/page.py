@@ -8,7 +8,7 @@ from pathlib import Path
 
 import heptune
 from heptune.reporting import numbers
-from heptune.reporting.costs import cost_panels, error
+from heptune.reporting.costs import MOST_ROWS, cost_panels, error
 from heptune.reporting.curves import loss_panel, validation_panel
 from heptune.reporting.drawing import both, hue, shortened
 from heptune.reporting.findings import Confusion, Contender, Curve, Estimate, Example, Findings
@@ -225,6 +225,8 @@ def _costs(found: Findings) -> Section:
         return None
     panels = cost_panels(found)
     caption = "Rings: predicted before the training; discs: measured. At the right, how far the prediction is off."
+    if len(found.costs) > MOST_ROWS:
+        caption += f" Drawn are the {MOST_ROWS} that were trained longest; the table has all."
     if any(cost.time_s is None for cost in found.costs) and found.kind == "race":
         caption += " Most trainings did not go to their end, so steps are compared; whole times stand in the table."
     heads = [
@@ -322,7 +324,7 @@ def _examples(found: Findings) -> Section:
     parts = [tag("div", shown, class_="examples")]
     if others := found.differing[EXAMPLES:]:
         parts.append(details(f"{len(others)} more", tag("div", map(_example, others), class_="examples")))
-    title = "Where winner and runner-up differ" if found.kind == "race" else "Examples, before and after"
+    title = "Where the two best differ" if found.kind == "race" else "Examples, before and after"
     return "examples", title, join(parts)
 
 
