@@ -86,10 +86,17 @@ class Forecast:
             parts.append([rung_s + pace * steps * (share - taken) for pace in alive])
             taken = share
         parts[-1] += [rung_s + mean * steps] * finalists * (seeds - 1)
+        return sum(map(self._side_by_side, parts)) + self.closing_s(finalists, seeds)
+
+    def closing_s(self, finalists: int, seeds: int) -> float:
+        """The wall time of the test part."""
         test_s = self.begin_s + self.test_records * self.record_s
         # The baselines score the test part twice, once behind examples that make its prompts about twice as long.
-        parts.append([test_s] * finalists * seeds + [self.begin_s + 3 * self.test_records * self.record_s])
-        return sum(max(sum(part) / min(self.width, len(part)), max(part)) for part in parts)
+        baselines_s = self.begin_s + 3 * self.test_records * self.record_s
+        return self._side_by_side([test_s] * finalists * seeds + [baselines_s])
+
+    def _side_by_side(self, part: Sequence[float]) -> float:
+        return max(sum(part) / min(self.width, len(part)), max(part))
 
     def exhaustive_s(self, field: Sequence[Candidate], steps: int) -> float:
         """The wall time of training and testing every candidate to the full length once."""
