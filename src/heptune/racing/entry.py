@@ -110,6 +110,7 @@ def enter(
     words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
     field = candidates(fitting, terms.rates, words)
     facts = forecast(base, began, field, problem, examples, settings, terms.test_limit, terms.width, listener)
+    field = [candidate for candidate in field if candidate.technique.name in facts.plans]
     if terms.budget_s is not None:
         terms = replace(terms, budget_s=max(1.0, terms.budget_s - (time.monotonic() - began)))
     plain = {candidate.name for candidate in candidates(fitting, (1.0,))}
@@ -197,7 +198,7 @@ def _check(chosen: Sequence[Technique], settings: Settings) -> None:
 
 
 def _fitting(chosen: Sequence[Technique], settings: Settings, listener: Listener) -> list[Technique]:
-    """The techniques that can stand on this base at all; the others are named."""
+    """The techniques that any base could be tuned with; the others are named."""
     fitting, problems = [], []
     for technique in chosen:
         try:
