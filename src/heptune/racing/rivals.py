@@ -17,10 +17,10 @@ import torch
 from heptune.core.events import Listener
 from heptune.data.record import Record
 from heptune.engine.memory import used_bytes
-from heptune.racing.outcomes import outcomes
+from heptune.racing.outcomes import of_labels, outcomes
 from heptune.scoring import baselines
 from heptune.scoring.score import Scorer
-from heptune.scoring.shots import FewShot, FewShotChat
+from heptune.scoring.shots import FewShot, FewShotChat, calibrated_labels
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
@@ -33,13 +33,17 @@ WITHOUT_BASE = -1.0
 def rivals(
     problem: Problem, scorer: Scorer, records: list[Record], seed: int, listener: Listener
 ) -> dict[str, dict[str, Any]]:
-    """Every baseline's outcomes (as `work.outcomes`), what it took, and what a request to it costs."""
+    """Every baseline's outcomes (as `racing.outcomes`), what it took, and what a request to it costs."""
     task, train = problem.task, problem.parts.train
     memory = used_bytes(scorer.forward.device)
 
     def base(posed: Any, positions: int, words: str) -> dict[str, Any]:
-        began = time.monotonic()
-        found = outcomes(posed, scorer, records, "scoring the untouched base", listener)
+        began, what = time.monotonic(), "scoring the untouched base"
+        if isinstance(posed, FewShot):  # as it stands it answers with the label that came last in its prompt
+            scores = calibrated_labels(scorer, posed, records, train, what, listener, seed)
+            found = of_labels(posed, scores, records)
+        else:
+            found = outcomes(posed, scorer, records, what, listener)
         serving = _serving(positions, 0.0, words)
         return {**found, "time_s": 0.0, "scoring_s": time.monotonic() - began, "memory_bytes": memory, **serving}
 
