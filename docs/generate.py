@@ -12,9 +12,11 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import re
+import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,65 @@ def matrix(technique: str) -> str:
     return table(("", *checks), rows) + (below + "\n" if below else "")
 
 
+# What is predicted, how it is told, and in which of the results' units.
+_PREDICTED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "live": ("live memory", format_bytes),
+    "resident": ("resident memory", format_bytes),
+    "time": ("time of a step", lambda value: f"{value:.2f} s"),
+}
+
+
+def plan_errors(_: str) -> str:
+    """How far the planner's predictions are from what was measured, from docs/results/plan.json."""
+    report = _report("plan")
+    rows = _predictions(report)
+    if not rows:
+        return "Not measured yet.\n"
+    lines = []
+    for quantity, (title, _unit) in _PREDICTED.items():
+        errors = [row["predicted"][quantity] / row["measured"][quantity] - 1 for row in rows if _known(row, quantity)]
+        if errors:
+            sizes = sorted(map(abs, errors))
+            at_95 = sizes[math.ceil(0.95 * len(sizes)) - 1]
+            within = sum(size <= 0.15 for size in sizes)
+            cells = (statistics.median(sizes), at_95, min(0.0, *errors), max(0.0, *errors))
+            lines.append((title, str(len(errors)), *(f"{100 * cell:.1f}%" for cell in cells), f"{within}"))
+    headers = ("combinations", "median error", "95th percentile", "most too low", "most too high", "within 15%")
+    machines = dict.fromkeys(f"{m['name']}, {m['threads']} threads" for m in report["machines"])
+    return table(("", *headers), lines) + f"\nMeasured on: {'; '.join(machines)}.\n"
+
+
+def plan_rows(_: str) -> str:
+    """Every combination: measured, and how far the prediction is from it."""
+    rows = _predictions(_report("plan"))
+    if not rows:
+        return "Not measured yet.\n"
+
+    def cells(row: dict[str, Any]) -> Iterator[str]:
+        for quantity, (_, unit) in _PREDICTED.items():
+            if not _known(row, quantity):
+                yield ""
+                continue
+            measured = row["measured"][quantity]
+            percent = round(100 * (row["predicted"][quantity] / measured - 1))
+            yield f"{unit(measured)} ({percent:+d}%)" if percent else f"{unit(measured)} (0%)"
+
+    lines = (
+        (*(f"`{word}`" for word in row["name"].split()), str(row["rows"]), *cells(row))
+        for row in sorted(rows, key=lambda row: row["name"])
+    )
+    titles = (title for title, _ in _PREDICTED.values())
+    return table(("model", "technique", "batch", "rows", *titles), lines)
+
+
+def _predictions(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, **row} for name, row in report.get("rows", {}).items() if "predicted" in row]
+
+
+def _known(row: dict[str, Any], quantity: str) -> bool:
+    return row["measured"].get(quantity) is not None
+
+
 def verdict_races(_: str) -> str:
     """How often the verdict is right in simulated races, from docs/results/verdict.json."""
     report = _report("verdict")
@@ -388,6 +449,8 @@ KINDS: dict[str, Callable[[str], str]] = {
     "techniques scores": techniques_scores,
     "speed": speed,
     "matrix": matrix,
+    "plan errors": plan_errors,
+    "plan rows": plan_rows,
     "verdict races": verdict_races,
     "regret": regret,
     "grids": grids,

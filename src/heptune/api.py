@@ -1,4 +1,4 @@
-"""The verbs: plan, tune, resume, race, evaluate, open, load, check, explain. The command line calls nothing else."""
+"""The verbs: plan, tune, resume, race, evaluate, report, load, check, explain. The command line calls nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from heptune.data.splits import sample
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import load_tokenizer
-from heptune.planning.plan import plan as plan  # one of the verbs
 from heptune.racing import course
 from heptune.racing.entry import Terms, enter
 from heptune.racing.race import Race

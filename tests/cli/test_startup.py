@@ -12,7 +12,7 @@ from heptune import __version__, techniques
 from heptune.cli.hyperparameters import hyperparameters
 from heptune.engine.settings import Settings
 
-COMMANDS = ("plan", "tune", "resume", "eval", "report", "chat", "explain", "check", "demo")
+COMMANDS = ("plan", "tune", "resume", "race", "eval", "report", "chat", "explain", "check", "demo")
 SLOW = ("torch", "transformers", "sklearn", "scipy", "numpy", "heptune.api")
 
 

@@ -25,11 +25,13 @@ from tiny import VOCABULARY, tiny_model
 @dataclass(frozen=True)
 class Measured:
     """`standing`: base, technique and moments. `peak`, `scoring_peak`: alive at most in a step, and in a pass without
-    gradient. `gradients`: bytes of the trained parameters' gradients. `operations`: those called, views not."""
+    gradient. `gradients`: bytes of the trained parameters' gradients. `operations`: those called, views not. `batch`:
+    all examples as one pass; `passes`: as they were cut."""
 
     anatomy: Anatomy
     technique: Any
     batch: Pass
+    passes: tuple[Pass, ...]
     standing: int
     peak: int
     scoring_peak: int
@@ -72,6 +74,7 @@ def measure(
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
     quantized: bool = False,
+    micro_tokens: int = 10**6,
     **overrides: Any,
 ) -> Measured:
     """Two steps are made; the second is measured, as the optimizer has no moments before the first."""
@@ -86,7 +89,7 @@ def measure(
     optimizer = adamw(attached.parameters, 0.0)
 
     def step() -> int:
-        accumulate(forward, attached, examples, Settings(micro_tokens=10**6), 0)
+        accumulate(forward, attached, examples, Settings(micro_tokens=micro_tokens), 0)
         found = sum(p.grad.nbytes for p in attached.parameters.values() if p.grad is not None)
         torch.nn.utils.clip_grad_norm_(attached.parameters.values(), 1.0)
         optimizer.step()
@@ -108,8 +111,12 @@ def measure(
     attached.begin_step(None)
     with LiveTracker(known) as scoring:
         forward.score(examples)
-    planted = plant([e.with_virtual_tokens(anatomy.placement.front, anatomy.placement.inner) for e in examples])
-    batch = Pass.of(planted.end, planted.position, len(planted.target_row), len(examples))
-    return Measured(
-        anatomy, chosen, batch, standing, training.peak_bytes, scoring.peak_bytes, gradients, training.count
-    )
+    passes = tuple(_pass(anatomy, portion) for portion in forward.portions(examples, micro_tokens))
+    peaks = training.peak_bytes, scoring.peak_bytes
+    return Measured(anatomy, chosen, _pass(anatomy, examples), passes, standing, *peaks, gradients, training.count)
+
+
+def _pass(anatomy: Anatomy, examples: list[Example]) -> Pass:
+    placement = anatomy.placement
+    planted = plant([e.with_virtual_tokens(placement.front, placement.inner) for e in examples])
+    return Pass.of(planted.end, planted.position, len(planted.target_row), len(examples))

@@ -325,6 +325,65 @@ def test_one_candidate_one_rung_no_interval(tmp_path: Path) -> None:
     assert "0.500" in read.text and "nan" not in read.text.lower().replace("finance", "")
 
 
+def test_a_candidate_may_be_told_with_its_settings(tmp_path: Path) -> None:
+    made.write_race(tmp_path)
+    contenders = values(tmp_path, "verdict.json")["contenders"]
+    names = [contender["candidate"] for contender in contenders]
+    for contender in contenders:
+        if contender["candidate"]:
+            contender["candidate"] = {"name": contender["candidate"], "settings": {"rank": 8}}
+    assert [c.candidate for c in changed_verdict(tmp_path, contenders=contenders).contenders] == names
+
+
+def test_the_rungs_may_decide_by_another_metric_than_the_verdict(tmp_path: Path) -> None:
+    made.write_race(tmp_path, rungs_done=3)
+    told = values(tmp_path, "race.json")
+    for rung in told["rungs"]:
+        for standing in rung["standings"]:
+            standing["metrics"]["loss"] = standing["score"] = 1 - standing["score"]
+    survivor = next(s["candidate"] for s in told["rungs"][-1]["standings"] if s["kept"])
+    technique = next(c["technique"] for c in told["candidates"] if c["name"] == survivor)
+    made.write_run(tmp_path / "candidates" / survivor, technique, 1.0, made.LADDER[-1], 0.0, 0)
+    told["finals"] = [{"contender": technique, "candidate": survivor, "runs": []}]
+    made.write(tmp_path / "race.json", told)
+    found = findings(tmp_path)
+    assert (found.rung_metric, found.curve_metric) == ("loss", "accuracy")
+    read = Page(page(found))
+    assert "candidates' loss on the validation part" in read.text
+    events = (tmp_path / "candidates" / survivor / "events.jsonl").read_text("utf-8").splitlines()
+    last = json.loads(events[-1])
+    assert last["step"] == made.LADDER[-1]
+    drawn = page(found).split('aria-label="The course of the race')[1].split("</svg>")[0]
+    assert f">{last['metrics']['loss']:.3f}</text>" in drawn
+
+
+def test_what_costs_nothing_stands_at_the_left_of_its_panel(tmp_path: Path) -> None:
+    made.write_race(tmp_path)
+    contenders = values(tmp_path, "verdict.json")["contenders"]
+    for contender in contenders:
+        if contender["kind"] == "baseline":
+            contender |= {"artifact_bytes": 0, "time_s": 0.0, "memory_bytes": 2**30}
+    text = page(changed_verdict(tmp_path, contenders=contenders))
+    panel = text[text.index('aria-label="accuracy against artifact size') :]
+    panel = panel[: panel.index("</svg>")]
+    places = {
+        told.split(":")[0]: float(at)
+        for at, told in re.findall(r'<(?:circle|rect) c?x="([\d.]+)".*?<title>(.*?)<', panel)
+    }
+    least = min(places.values())
+    assert {name for name, at in places.items() if at == least} == {c["name"] for c in contenders[-3:]}
+    assert "10" in re.findall(r">([^<]+)</text>", panel) and "100" in re.findall(r">([^<]+)</text>", panel)
+
+
+def test_the_commands_name_the_winners_best_training(tmp_path: Path) -> None:
+    made.write_race(tmp_path)
+    best = max(values(tmp_path, "verdict.json")["contenders"][0]["seeds"], key=lambda seed: seed["score"])
+    lines = dict(findings(tmp_path).commands)
+    assert lines["use the winner"].endswith(best["run"])
+    won = changed_verdict(tmp_path, winner="most frequent label")
+    assert [what for what, _ in won.commands] == ["race again", "make this report"]
+
+
 def test_less_is_better_turns_rank_and_front(tmp_path: Path) -> None:
     made.write_race(tmp_path)
     found = changed_verdict(tmp_path, metric="perplexity", higher_is_better=False)

@@ -39,6 +39,7 @@ def demo(
     from heptune.cli.race_live import live
     from heptune.cli.show import console
     from heptune.demo import DATA
+    from heptune.planning.plan import plan
     from heptune.runs.run import new_name
 
     screen = console()
@@ -47,7 +48,7 @@ def demo(
     parts = api.DataOptions(validation=VALIDATION, test=TEST)
     _title("1. The plan: what each technique would cost, before anything runs", screen)
     with live(screen) as listener:
-        made = api.plan(BASE, DATA, technique=TECHNIQUES, options=parts, listener=listener, **SETTINGS)
+        made = plan(BASE, DATA, technique=TECHNIQUES, options=parts, listener=listener, **SETTINGS)
     print_plan(made, screen)
     _title("2. The race: all seven on the same data under one budget", screen)
     with live(screen) as listener:
@@ -97,6 +98,7 @@ def _say_next(race: Race, screen: Console) -> None:
 
     screen.print()
     screen.print("Try it, then your own file:")
-    chat = [] if race.best_run is None else [("chat", race.best_run)]
-    for words in (*chat, ("explain", "lora"), ("plan", BASE, "YOUR.csv"), ("race", BASE, "YOUR.csv")):
+    if race.best_run is not None:
+        screen.print(f"    {command('chat', race.best_run)}", soft_wrap=True)
+    for words in (("explain", "lora"), ("plan", BASE, "YOUR.csv"), ("race", BASE, "YOUR.csv")):
         screen.print(f"    {command(*words)}", soft_wrap=True)

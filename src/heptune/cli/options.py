@@ -17,6 +17,9 @@ from heptune.core.errors import UsageError
 from heptune.core.registry import unknown
 from heptune.engine.settings import Settings
 
+# What a command that was interrupted leaves with: 128 + SIGINT, what shells expect.
+INTERRUPTED = 130
+
 SETTINGS_PANEL = "Training"
 TECHNIQUE_PANEL = "Settings of the technique (heptune explain TECHNIQUE)"
 

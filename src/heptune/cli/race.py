@@ -151,12 +151,11 @@ def go_on(folder: Path) -> None:
 def finish(race: Race, screen: Console, say_next: bool = True) -> None:
     """Prints the verdict and what to do next. Leaves the program when the race was interrupted."""
     from heptune.cli.show import command
-    from heptune.cli.tune import INTERRUPTED
 
     if race.values["status"] == "interrupted":
         screen.print(f"interrupted; everything so far is saved in {race.folder}. Go on with:", soft_wrap=True)
         screen.print(f"    {command('resume', race.folder)}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(options.INTERRUPTED)
     print_verdict(race, screen)
     if say_next:
         winner = race.winner

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from heptune.runs.run import Run
 
-INTERRUPTED = 130  # 128 + SIGINT, what shells expect
-
 
 @options.with_tuning_options
 def tune(
@@ -99,7 +97,7 @@ def finish(run: Run, screen: Console, say_next: bool = True) -> None:
     if run.manifest["status"] == "interrupted":
         screen.print(f"interrupted; everything so far is saved in {run.folder}. Go on with:", soft_wrap=True)
         screen.print(f"    {command('resume', run.folder)}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(options.INTERRUPTED)
     screen.print()
     screen.print(pairs(_summary(run.manifest)))
     screen.print()

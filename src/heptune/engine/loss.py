@@ -96,7 +96,8 @@ def cross_entropy(
     token, weight = token[order], weight[order]
     chosen = hidden.index_select(0, unique)
     if type(head) is torch.nn.Linear and transform is None:
-        matrix, bias = head.weight, head.bias
+        matrix: torch.Tensor = head.weight
+        bias: torch.Tensor | None = head.bias
         if not torch.is_grad_enabled():  # the function forms gradients ahead, and cannot see that none is asked for
             matrix, bias = matrix.detach(), None if bias is None else bias.detach()
         total, losses = _LinearHeadLoss.apply(chosen, matrix, bias, inverse, token, weight)

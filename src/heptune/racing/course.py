@@ -6,16 +6,21 @@ that was killed goes on where it was: what is done is found done.
 
 from __future__ import annotations
 
+import gc
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heptune.core.errors import HeptuneError, RunError
+import torch
+
+from heptune.core.errors import RunError
 from heptune.core.events import (
     CandidateDone,
     CandidateMoved,
@@ -32,12 +37,15 @@ from heptune.racing.ladder import Standing, decide
 from heptune.racing.places import Lost, Place, Processes, RayCluster
 from heptune.racing.race import Race
 from heptune.runs.files import write_json
+from heptune.runs.lock import in_use
 from heptune.runs.run import Run
 
 # How often the run directories are looked at while candidates train.
 LOOK_S = 0.5
 # What Ctrl-C lets a candidate finish: the step under way and its checkpoint.
 SAVE_S = 60.0
+# How long the processes of a sitting that was killed may take to notice it.
+ORPHANS_S = 30.0
 
 
 class Interrupted(Exception):
@@ -48,18 +56,46 @@ def run(race: Race, place: Place, listener: Listener, keep_dropped: bool = False
     """Races to the verdict, or until the person interrupts. The race's status is then 'finished' or 'interrupted'.
 
     `keep_dropped`: the dropped keep their checkpoints, from which they could go on."""
-    with race.locked():
-        race.update(status="running")
-        listener(_started(race, place))
-        course = _Course(race, place, listener, keep_dropped)
-        try:
-            course.qualify()
-            course.final()
-        except (Interrupted, KeyboardInterrupt):
-            race.update(status="interrupted")
-        finally:
-            place.close()
+    try:
+        with race.locked():
+            race.update(status="running")
+            _make_room()
+            listener(_started(race, place))
+            course = _Course(race, place, listener, keep_dropped)
+            try:
+                with _terminated_like_interrupted():
+                    course.await_orphans()
+                    course.qualify()
+                    course.final()
+            except (Interrupted, KeyboardInterrupt):
+                race.update(status="interrupted", spent_s=course.spent)
+    finally:
+        place.close()
     return race
+
+
+def _make_room() -> None:
+    """What measured the race is gone, but not yet the memory that it had."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Inside the block SIGTERM is what Ctrl-C is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def place_of(race: Race) -> Place:
@@ -87,10 +123,27 @@ class _Course:
     place: Place
     listener: Listener
     keep_dropped: bool
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._spent_before = float(self.race.values["spent_s"])
+
+    @property
+    def spent(self) -> float:
+        """Wall time over all sittings."""
+        return self._spent_before + time.monotonic() - self.began
+
+    def await_orphans(self) -> None:
+        """Where the race was killed, its processes end by themselves; until then they hold their runs."""
+        until = time.monotonic() + ORPHANS_S
+        folders = [path.parent for path in self.race.folder.glob("*/*/lock")]
+        while any(map(in_use, folders)) and time.monotonic() < until:
+            time.sleep(0.1)
 
     def qualify(self) -> None:
         """Up the ladder, to the finalists."""
         race = self.race
+        self.clear()  # of a sitting that was killed between a decision and this
         for rung in range(len(race.values["rungs"]), len(race.rungs) - 1):
             step, alive = race.rungs[rung], race.alive()
             self.train({name: race.run_folder(name) for name in alive}, step)
@@ -106,14 +159,14 @@ class _Course:
         """How many finalists the time that is left allows, at the pace so far: those that were asked for, or fewer."""
         values = self.race.values
         asked, budget = values["finalists"], values["budget"].get("time_s")
-        if budget is None or rung < len(self.race.rungs) - 2:
+        if budget is None or asked == 1 or rung < len(self.race.rungs) - 2:
             return int(asked)
         step = self.race.rungs[rung]
         paces = sorted(form.time_s / step for form in forms if not form.failed)
         seeds, left = len(values["seeds"]), budget - self.spent
         for count in range(asked, 1, -1):
             work_s = sum(paces[-count:]) * (self.race.steps * seeds - step) / min(self.place.width, count * seeds)
-            if work_s <= left:
+            if work_s + values.get("closing_s", 0.0) <= left:
                 return count
         if paces:
             text = f"{max(0.0, left) / 60:.0f} min of the budget are left: the final has one technique, not {asked}"
@@ -125,9 +178,14 @@ class _Course:
         values = [standing.to_json() for standing in standings]
         self.race.update(rungs=[*self.race.values["rungs"], {"step": step, "standings": values}])
         self.listener(RungDecided(step, tuple(values)))
-        for standing in standings:
-            folder = self.race.run_folder(standing.candidate)
-            for path in [] if standing.kept or self.keep_dropped else [folder / "checkpoints", *folder.glob("best-*")]:
+        self.clear()
+
+    def clear(self) -> None:
+        """Takes away what the dropped would have needed to go on."""
+        alive = set(self.race.alive())
+        dropped = {entry["name"] for entry in self.race.values["candidates"]} - alive
+        for folder in map(self.race.run_folder, set() if self.keep_dropped else dropped):
+            for path in [folder / "checkpoints", *folder.glob("best-*")]:
                 shutil.rmtree(path, ignore_errors=True)
 
     def final(self) -> None:
@@ -140,6 +198,10 @@ class _Course:
                 _begin_again(race.run_folder(name), race.run_folder(name, seed), seed)
         self.train(folders, race.steps)
         finished = {n: f for n, f in folders.items() if Run(f).manifest["status"] == "finished"}
+        if not finished:
+            lost = race.values.get("lost", {})
+            reasons = "; ".join(f"{n}: {Run(f).manifest.get('error') or lost.get(n)}" for n, f in folders.items())
+            raise RunError(f"no finalist of {race.folder} came to its end ({reasons}); `heptune resume` tries again")
         test = (race.values["test_limit"], race.values["settings"]["seed"], race.values["threads"])
         pieces: dict[str, tuple[Any, ...]] = {n: (work.answers, str(folder), *test) for n, folder in finished.items()}
         pieces["baselines"] = (work.baselines, str(race.folder), *test)
@@ -161,13 +223,9 @@ class _Course:
         ]
         race.update(finals=[final for final in finals if final["runs"]])
         write_json(race.folder / "verdict.json", conclude(race))
+        race.update(spent_s=self.spent)
         race.update(status="finished", cost=_cost(race))
         _remember(race)
-
-    @property
-    def spent(self) -> float:
-        """Wall time over all sittings."""
-        return float(self.race.values["spent_s"])
 
     def train(self, folders: Mapping[str, Path], until: int) -> None:
         """Everyone to a step. What fails is remembered by its run, what was lost by the race."""
@@ -183,7 +241,6 @@ class _Course:
 
     def compute(self, pieces: Mapping[str, tuple[Any, ...]], watched: Mapping[str, Path]) -> dict[str, str]:
         """Computes the pieces and tells how the watched runs move; those that failed, and why."""
-        began, spent = time.monotonic(), self.spent
         futures: dict[Future[Any], str] = {}
         failed: dict[str, str] = {}
         looks = {name: _Look(name, folder) for name, folder in watched.items()}
@@ -201,7 +258,7 @@ class _Course:
                 if why:
                     failed[name] = why
                 self.listener(CandidateDone(name, why))
-            self.race.update(spent_s=spent + time.monotonic() - began)
+            self.race.update(spent_s=self.spent)
 
         try:
             for name, (call, *arguments) in pieces.items():
@@ -216,12 +273,12 @@ class _Course:
                 look()
                 if done:
                     collect(done)
-        except (KeyboardInterrupt, Interrupted):
+        except BaseException:
             for future in futures:
                 future.cancel()
-            wait([f for f in futures if not f.done()], SAVE_S)
-            self.race.update(spent_s=spent + time.monotonic() - began)
-            raise Interrupted from None
+            self.place.stop()
+            wait(futures, SAVE_S)
+            raise
         return failed
 
 
@@ -249,10 +306,10 @@ class _Look:
 
 
 def _outcome(future: Future[Any]) -> str:
-    """Empty where all is well, else why not."""
+    """Empty where all is well, else why not. Raises what is no candidate's fault."""
     try:
         result = future.result()
-    except (Lost, HeptuneError) as error:
+    except Lost as error:
         return str(error)
     return "" if result == "reached" else str(result)
 
@@ -270,18 +327,23 @@ def _label(candidate: str, seed: int) -> str:
 def _begin_again(folder: Path, other: Path, seed: int) -> None:
     """A run like the one in `folder`, from the beginning, with another seed. Nothing where it exists.
 
-    Nothing is decided about it on the way, so that it is validated at its end alone."""
+    Nothing is decided about it on the way, so that it is validated at its end alone; on the same records."""
     if (other / "manifest.json").exists():
         return
     manifest = Run(folder).manifest
     left_out = ("format", "status", "step", "steps", "trainable", "result", "error")
     kept = {name: value for name, value in manifest.items() if name not in left_out}
-    settings = {**manifest["settings"], "seed": seed}
-    Run.create(other, {**kept, "status": "new", "settings": settings, "validate_at": manifest["validate_at"][-1:]})
+    changed = {
+        "status": "new",
+        "settings": {**manifest["settings"], "seed": seed},
+        "validate_at": manifest["validate_at"][-1:],
+        "validation_seed": manifest["settings"]["seed"],
+    }
+    Run.create(other, {**kept, **changed})
 
 
 def _remember(race: Race) -> None:
-    """What this machine's later plans take for their prior. A cache that cannot be written loses nothing of the race."""
+    """What later plans on this machine take for their prior. A cache that cannot be written costs nothing else."""
     values, verdict = race.values, race.verdict
     scores = {each["name"]: each["score"]["value"] for each in verdict["contenders"] if each["kind"] == "technique"}
     best = max(scores.values()) if verdict["higher_is_better"] else min(scores.values())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import heptune
-from heptune import tasks, techniques
+from heptune import tasks
 from heptune.core.errors import DataError, HeptuneError, TechniqueError, UsageError
 from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
@@ -22,7 +22,7 @@ from heptune.models.load import load_base
 from heptune.racing.candidates import RATES, Candidate, candidates
 from heptune.racing.forecast import Forecast, forecast
 from heptune.racing.ladder import SHARES, full_trainings, rungs
-from heptune.racing.race import Race
+from heptune.racing.race import Race, require_free
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
@@ -35,6 +35,12 @@ from heptune.tuning.problem import Problem
 LEAST_STEPS = 16
 # Fewer records tell learning rates apart too badly.
 LEAST_RECORDS = 32
+# One example has no spread.
+LEAST_TESTED = 2
+# What every candidate has its own of, or what would end a training before the race does.
+NOT_FOR_A_RACE = ("learning_rate", "max_minutes", "validate_every", "patience")
+# Minutes between checkpoints. There is one at every rung anyway; this is what a killed race loses at the most.
+SAVE_MINUTES = 10.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ def enter(
     listener: Listener,
 ) -> Race:
     """A new race. Raises UsageError when the budget is too small for any of it, DataError without a validation part."""
+    require_free(folder)
+    _check(chosen, settings)
     metrics = sorted({problem.task.metric, "loss"})
     if metric is not None and metric not in metrics:
         raise unknown("metric", metric, metrics)
@@ -93,15 +101,21 @@ def enter(
         raise DataError("a race chooses by scores on a validation part, and there is none; give --validation")
     if not problem.parts.test:
         raise DataError("a verdict is spoken on a test part that nobody has seen, and there is none; give --test")
+    if min(len(problem.parts.test), terms.test_limit or LEAST_TESTED) < LEAST_TESTED:
+        raise DataError(f"a verdict needs at least {LEAST_TESTED} test examples; give more with --test or --test-limit")
     fitting = _fitting(chosen, settings, listener)
-    began = time.monotonic()
+    began, asked_s = time.monotonic(), terms.budget_s
     base = load_base(base_name, listener=listener)
     template = ChatTemplate(base.tokenizer)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
     words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
     field = candidates(fitting, terms.rates, words if terms.words else "")
     facts = forecast(base, began, field, problem, examples, settings, terms.test_limit, terms.width, listener)
-    field, steps, facts = _length(field, examples, settings, terms, facts, listener)
+    field = [candidate for candidate in field if candidate.technique.name in facts.plans]
+    if terms.budget_s is not None:
+        terms = replace(terms, budget_s=max(1.0, terms.budget_s - (time.monotonic() - began)))
+    plain = {candidate.name for candidate in candidates(fitting, (1.0,))}
+    field, steps, facts = _length(field, plain, examples, settings, terms, facts, listener)
     settings = replace(settings, validation_limit=facts.validation_records)
     points = rungs(steps)
     finalists = min(terms.finalists, len({c.technique.name for c in field}))
@@ -116,7 +130,7 @@ def enter(
         "metric": metric or problem.task.metric,
         "on": on,
         "settings": asdict(settings),
-        "budget": {"time_s": terms.budget_s, "tokens": terms.budget_tokens},
+        "budget": {"time_s": asked_s, "tokens": terms.budget_tokens},
         "seed": settings.seed,
         "seeds": seeds,
         "finalists": finalists,
@@ -136,39 +150,56 @@ def enter(
         "rungs": [],
         "finals": [],
         "expected_s": facts.race_s(field, steps, finalists, len(seeds)),
+        "closing_s": facts.closing_s(finalists, len(seeds)),
         "exhaustive_cost_estimate": {"time_s": facts.exhaustive_s(field, steps)},
-        "spent_s": 0.0,
+        "spent_s": time.monotonic() - began,
     }
-    race = Race.create(folder, values)
     whole = math.ceil(steps / batches_of(examples, settings).steps(1)) + 1
-    own = replace(settings, epochs=float(whole), max_steps=steps, max_minutes=None, save_minutes=1000.0)
+    own = replace(settings, epochs=float(whole), max_steps=steps, max_minutes=None, save_minutes=SAVE_MINUTES)
     before = torch.get_num_threads()
     torch.set_num_threads(facts.threads)  # what the manifests say, and what the candidates will have
     try:
-        for candidate in field:
-            training.begin(
-                race.run_folder(candidate.name),
-                base_name,
-                base,
-                candidate.technique,
-                problem,
-                own,
-                listener if candidate is field[0] else _silent,
-                validate_at=points,
-                metric=metric,
-                expected=facts.predicted(candidate, steps),
-            )
+        with Race.create(folder, values) as race:
+            for candidate in field:
+                training.begin(
+                    race.run_folder(candidate.name),
+                    base_name,
+                    base,
+                    candidate.technique,
+                    problem,
+                    own,
+                    listener if candidate is field[0] else _silent,
+                    validate_at=points,
+                    metric=metric,
+                    expected=facts.predicted(candidate, steps),
+                )
     finally:
         torch.set_num_threads(before)
-    return race
+    return Race(folder)
 
 
 def _silent(event: Any) -> None:
     """What is told once is enough."""
 
 
+def _check(chosen: Sequence[Technique], settings: Settings) -> None:
+    names = [technique.name for technique in chosen]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"{twice[0]} is entered twice; a race compares techniques, each with one set of settings and several "
+            "learning rates: name it once"
+        )
+    for name in NOT_FOR_A_RACE:
+        if (value := getattr(settings, name)) is not None:
+            raise UsageError(
+                f"{name} is {value}, but a race decides that itself, for every candidate; leave it out "
+                "(learning rates follow from `rates`, the length from the budget, epochs and max_steps)"
+            )
+
+
 def _fitting(chosen: Sequence[Technique], settings: Settings, listener: Listener) -> list[Technique]:
-    """The techniques that can stand on this base at all; the others are named."""
+    """The techniques that any base could be tuned with; the others are named."""
     fitting, problems = [], []
     for technique in chosen:
         try:
@@ -185,6 +216,7 @@ def _fitting(chosen: Sequence[Technique], settings: Settings, listener: Listener
 
 def _length(
     field: list[Candidate],
+    plain_names: set[str],
     examples: Sequence[Example],
     settings: Settings,
     terms: Terms,
@@ -200,7 +232,12 @@ def _length(
     most = batches_of(examples, settings).steps(settings.epochs)
     most = min(most, settings.max_steps or most)
     least = min(LEAST_STEPS, most)
-    plain = [c for c in field if c.name == f"{c.technique.name}-{techniques.build(c.technique.name).learning_rate:g}"]
+    if most < len(SHARES):
+        raise UsageError(
+            f"these examples make {most} steps, too few to compare anyone on the way; a race needs at least "
+            f"{len(SHARES)}, better many more: take smaller steps (--batch-size, --batch-tokens) or more --epochs"
+        )
+    plain = [c for c in field if c.name in plain_names]
     steps = 0
     for entered in (field, plain) if 0 < len(plain) < len(field) else (field,):
         for records in _fewer(facts.validation_records):
@@ -237,8 +274,9 @@ def _steps(
 ) -> int:
     """How many steps of a full training the budget allows."""
     if terms.budget_tokens is not None:
-        kinds = len({c.technique.name for c in entered})
-        trainings = full_trainings(len(entered), kinds, min(terms.finalists, kinds), terms.seeds)
+        techniques = {c.technique.name: c.technique for c in entered}
+        kinds, slow = len(techniques), sum("slow_start" in t.capabilities for t in techniques.values())
+        trainings = full_trainings(len(entered), kinds, min(terms.finalists, kinds), terms.seeds, slow)
         step_tokens = sum(len(e.tokens) for e in examples) / batches_of(examples, settings).steps(1)
         return min(most, int(terms.budget_tokens / step_tokens / trainings))
     if terms.budget_s is not None:

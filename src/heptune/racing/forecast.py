@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from heptune.core.events import Listener, Progress, ignore
+from heptune.core.errors import TechniqueError
+from heptune.core.events import Listener, Note, Progress, ignore
 from heptune.data.splits import sample
 from heptune.engine.forward import Forward
 from heptune.engine.loop import accumulate, batches_of
@@ -86,10 +87,17 @@ class Forecast:
             parts.append([rung_s + pace * steps * (share - taken) for pace in alive])
             taken = share
         parts[-1] += [rung_s + mean * steps] * finalists * (seeds - 1)
+        return sum(map(self._side_by_side, parts)) + self.closing_s(finalists, seeds)
+
+    def closing_s(self, finalists: int, seeds: int) -> float:
+        """The wall time of the test part."""
         test_s = self.begin_s + self.test_records * self.record_s
         # The baselines score the test part twice, once behind examples that make its prompts about twice as long.
-        parts.append([test_s] * finalists * seeds + [self.begin_s + 3 * self.test_records * self.record_s])
-        return sum(max(sum(part) / min(self.width, len(part)), max(part)) for part in parts)
+        baselines_s = self.begin_s + 3 * self.test_records * self.record_s
+        return self._side_by_side([test_s] * finalists * seeds + [baselines_s])
+
+    def _side_by_side(self, part: Sequence[float]) -> float:
+        return max(sum(part) / min(self.width, len(part)), max(part))
 
     def exhaustive_s(self, field: Sequence[Candidate], steps: int) -> float:
         """The wall time of training and testing every candidate to the full length once."""
@@ -116,23 +124,31 @@ def forecast(
     listener: Listener,
 ) -> Forecast:
     """Measures on this machine. The base serves for it: a candidate is put into it and trains a few steps on the first
-    batches. `began`: when the loading of the base began."""
+    batches. `began`: when the loading of the base began. Who does not fit the base is told, and in no plan.
+    """
     cores = torch.get_num_threads()
     anatomy = dissect(base.model)
     kinds = {c.technique.name: c.technique for c in field}
     template = ChatTemplate(base.tokenizer)
     estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
-    plans = {}
+    plans: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
     for done, (name, technique) in enumerate(kinds.items(), 1):
-        plans[name] = told(estimator.estimate(PlannedTechnique.of(technique), settings))
+        try:
+            plans[name] = told(estimator.estimate(PlannedTechnique.of(technique), settings))
+        except TechniqueError as error:
+            problems.append(str(error))
+            listener(Note(f"{name} does not start: {error}", "warning"))
         listener(Progress("planning", done, len(kinds), "techniques"))
+    if not plans:
+        raise TechniqueError(f"no technique can start: {'; '.join(problems)}")
     largest = max(plan["resident_bytes"] for plan in plans.values())
     width = width or side_by_side(largest, cores, cuda=torch.cuda.is_available())
     threads = max(1, cores // width)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        reference = min(kinds.values(), key=lambda technique: plans[technique.name]["step_s"])
+        reference = kinds[min(plans, key=lambda name: plans[name]["step_s"])]
         bases.quantize_where_asked(anatomy, reference, settings, ignore)
         forward = Forward(anatomy, settings.recompute)
         attached = reference.attach(anatomy, settings.seed, template.encode)

@@ -24,6 +24,7 @@ as its loss, if every doubling brought as much as the last, would be below the w
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -58,9 +59,10 @@ class Form:
         if self.failed or not self.losses or not math.isfinite(self.losses[-1][1]):
             return math.inf
         step, loss = self.losses[-1]
-        if len(self.losses) < 2:
+        earlier = [(at, value) for at, value in self.losses[:-1] if math.isfinite(value)]
+        if not earlier:
             return loss
-        before_step, before = self.losses[-2]
+        before_step, before = earlier[-1]
         gain = max(0.0, before - loss) / math.log2(step / before_step)
         doublings = math.log2(max(1.0, steps / step))
         whole = int(doublings)
@@ -97,10 +99,12 @@ def decide(forms: Sequence[Form], rung: int, steps: int, finalists: int) -> list
     able = [form for form in ranked if math.isfinite(form.trend(steps))]
     last_cut = rung >= len(rungs(steps)) - 2
     kept: dict[str, str] = {}
-    if rung == 0 and not last_cut and len({f.technique for f in able}) < len(able):
+    if rung == 0 and not last_cut:
+        entered = Counter(form.technique for form in forms)
         for form in able:
             if form.technique not in {f.technique for f in able if f.candidate in kept}:
-                kept[form.candidate] = f"the best of {form.technique}"
+                alone = entered[form.technique] == 1
+                kept[form.candidate] = f"all of {form.technique}" if alone else f"the best of {form.technique}"
         rest = "{technique} goes on with {best}"
     else:
         places = finalists if last_cut else max(finalists, math.ceil(len(able) / 2))
@@ -125,9 +129,9 @@ def _standing(form: Form, steps: int, kept: str | None, rest: str, best: dict[st
     return Standing(form.candidate, form.metrics, score, trend, form.time_s, form.memory_bytes, kept is not None, why)
 
 
-def full_trainings(candidates: int, techniques: int, finalists: int, seeds: int) -> float:
-    """How many trainings of the full length a race costs, if no slow starter is kept beyond the half."""
+def full_trainings(candidates: int, techniques: int, finalists: int, seeds: int, slow: int = 0) -> float:
+    """How many trainings of the full length a race costs, if `slow` slow starters are kept beyond the half."""
     eighth, quarter, half, _ = SHARES
-    survivors = max(finalists, math.ceil(techniques / 2))
+    survivors = min(techniques, max(finalists, math.ceil(techniques / 2)) + slow)
     first = candidates * eighth + techniques * (quarter - eighth)
     return first + survivors * (half - quarter) + finalists * (1 - half) + finalists * (seeds - 1)

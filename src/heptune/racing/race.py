@@ -19,7 +19,7 @@ from typing import Any
 
 from heptune.core.errors import RunError
 from heptune.racing.ladder import Form
-from heptune.runs.files import read_json, write_json
+from heptune.runs.files import new_folder, read_json, write_json
 from heptune.runs.lock import locked
 from heptune.runs.run import Run
 
@@ -41,20 +41,19 @@ class Race:
             )
 
     @classmethod
-    def create(cls, folder: Path, values: dict[str, Any]) -> Race:
-        """A new race directory. Raises `RunError` when the folder is taken."""
-        if is_race(folder):
-            way = f"continue it with `heptune resume {folder}`, look at it with `heptune report {folder}`"
-            raise RunError(f"{folder} holds a race already; {way}, or choose another --out")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder} is not an empty folder, and no race; choose another --out")
+    @contextmanager
+    def create(cls, folder: Path, values: dict[str, Any]) -> Iterator[Race]:
+        """A new race directory, filled in the block; it appears whole, with everyone who competes, or not at all.
+        Raises `RunError` when the folder is taken."""
+        require_free(folder)
         try:
-            for part in ("candidates", "finals"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-            write_json(folder / "race.json", {"format": FORMAT, **values})
+            with new_folder(folder) as unfinished:
+                for part in ("candidates", "finals"):
+                    (unfinished / part).mkdir()
+                write_json(unfinished / "race.json", {"format": FORMAT, **values})
+                yield cls(unfinished)
         except OSError as error:
             raise RunError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
-        return cls(folder)
 
     def update(self, **values: Any) -> None:
         """Changes entries, on disk as well."""
@@ -109,9 +108,16 @@ class Race:
         return self.winner or self._run_of(next(techniques))
 
     def _run_of(self, contender: dict[str, Any]) -> Path | None:
-        """The training with the first seed: which of them scored best on the test part is chance."""
-        run = contender["seeds"][0]["run"] if contender["seeds"] else None
-        return None if run is None else self.folder / run
+        """The training of the seed that validated best, since choosing by the test part would use it up."""
+        verdict = self.verdict
+        sign = 1 if verdict["higher_is_better"] else -1
+        runs = [Run(self.folder / each["run"]) for each in contender["seeds"] if each["run"]]
+
+        def validated(run: Run) -> tuple[float, float]:
+            metrics = run.manifest["result"]["best_validation"]
+            return sign * metrics[verdict["metric"]], -metrics["loss"]
+
+        return max(runs, key=validated).folder if runs else None
 
     def alive(self) -> list[str]:
         """The candidates that go on, in the order in which they were entered."""
@@ -141,6 +147,15 @@ class Race:
             memory_bytes=max((e["memory_bytes"] for e in done), default=0),
             failed=failed,
         )
+
+
+def require_free(folder: Path) -> None:
+    """Raises `RunError` where no race can be made."""
+    if is_race(folder):
+        way = f"continue it with `heptune resume {folder}`, look at it with `heptune report {folder}`"
+        raise RunError(f"{folder} holds a race already; {way}, or choose another --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not an empty folder, and no race; choose another --out")
 
 
 def is_race(folder: Path) -> bool:

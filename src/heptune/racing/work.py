@@ -17,6 +17,7 @@ from heptune.models.load import load_base
 from heptune.racing.outcomes import outcomes, tested_on
 from heptune.racing.rivals import rivals
 from heptune.runs.files import read_json, write_json
+from heptune.runs.lock import InUseError
 from heptune.runs.run import Run
 from heptune.scoring.score import Scorer
 from heptune.tasks.template import ChatTemplate
@@ -27,7 +28,10 @@ from heptune.tuning.use import opened
 
 
 def advance(folder: str, until: int, threads: int, listener: Listener = ignore) -> str:
-    """Trains a run to step `until`; what became of it: 'reached', 'interrupted', or why it failed."""
+    """Trains a run to step `until`; what became of it: 'reached', 'interrupted', or why it failed.
+
+    Raises `HeptuneError` where the candidate can do nothing about it: its data or base are gone, it is in use.
+    """
     torch.set_num_threads(threads)
     run = Run(folder)
     status = run.manifest["status"]
@@ -35,12 +39,16 @@ def advance(folder: str, until: int, threads: int, listener: Listener = ignore) 
         return "reached"
     if status == "failed":
         return str(run.manifest["error"])
+    ready = training.prepare(run, listener)  # data or base that are gone are no fault of the candidate's
     try:
-        run = training.go_on(folder, listener, until)
-    except HeptuneError as error:
+        run = training.train(*ready, listener, until)
+    except InUseError:
+        raise
+    except (HeptuneError, RuntimeError, MemoryError) as error:  # torch tells that memory ran out as a RuntimeError
+        why = str(error) if isinstance(error, HeptuneError) else f"{type(error).__name__}: {_first_line(error)}"
         run = Run(folder)
-        run.update(status="failed", error=str(error))
-        return str(error)
+        run.update(status="failed", error=why)
+        return why
     return "interrupted" if run.manifest["status"] == "interrupted" else "reached"
 
 
@@ -71,3 +79,7 @@ def baselines(folder: str, limit: int | None, seed: int, threads: int, listener:
         scorer = Scorer(forward, ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
         write_json(path, rivals(problem, scorer, records, seed, listener))
     return "reached"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no more is known")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import heptune
 from heptune.reporting import numbers
-from heptune.reporting.costs import cost_panels, error
+from heptune.reporting.costs import MOST_ROWS, cost_panels, error
 from heptune.reporting.curves import loss_panel, validation_panel
 from heptune.reporting.drawing import both, hue, shortened
 from heptune.reporting.findings import Confusion, Contender, Curve, Estimate, Example, Findings
@@ -107,10 +107,9 @@ def _scores(found: Findings) -> Section:
 
 
 def _score_table(found: Findings) -> Markup:
-    metrics = list(dict.fromkeys(name for c in found.contenders for name in c.metrics)) or [found.metric]
     columns: list[tuple[str, list[str]]] = [
         ("", [_name(contender, found) for contender in found.ranked]),
-        *((metric, [_metric_text(c, metric, found) for c in found.ranked]) for metric in metrics),
+        *((metric, [_metric_text(c, metric, found) for c in found.ranked]) for metric in found.metrics),
         ("seeds", [", ".join(numbers.score(s.score) for s in c.seeds) for c in found.ranked]),
         ("", [_standing(c, found) for c in found.ranked]),
     ]
@@ -226,6 +225,8 @@ def _costs(found: Findings) -> Section:
         return None
     panels = cost_panels(found)
     caption = "Rings: predicted before the training; discs: measured. At the right, how far the prediction is off."
+    if len(found.costs) > MOST_ROWS:
+        caption += f" Drawn are the {MOST_ROWS} that were trained longest; the table has all."
     if any(cost.time_s is None for cost in found.costs) and found.kind == "race":
         caption += " Most trainings did not go to their end, so steps are compared; whole times stand in the table."
     heads = [
@@ -250,9 +251,13 @@ def _costs(found: Findings) -> Section:
 def _race(found: Findings) -> Section:
     if not found.rungs:
         return None
-    caption = f"The candidates' {found.curve_metric or found.metric} on the validation part at each rung. "
+    caption = f"The candidates' {found.rung_metric or 'scores'} on the validation part at each rung, the best above. "
     caption += "A cross: dropped." if any(not s.kept for rung in found.rungs for s in rung.standings) else ""
-    caption += " Strong lines went on to the finals." if any(c.state == "finalist" for c in found.curves) else ""
+    caption += (
+        " Strong lines went on to the finals, to the last step."
+        if any(c.state == "finalist" for c in found.curves)
+        else ""
+    )
     parts = [figure(both(lambda width, form: ladder(found, width, form)), caption)]
     if found.effort:
         parts.append(tag("p", found.effort))
@@ -319,7 +324,7 @@ def _examples(found: Findings) -> Section:
     parts = [tag("div", shown, class_="examples")]
     if others := found.differing[EXAMPLES:]:
         parts.append(details(f"{len(others)} more", tag("div", map(_example, others), class_="examples")))
-    title = "Where winner and runner-up differ" if found.kind == "race" else "Examples, before and after"
+    title = "Where the two best differ" if found.kind == "race" else "Examples, before and after"
     return "examples", title, join(parts)
 
 

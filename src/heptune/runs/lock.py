@@ -11,6 +11,10 @@ from heptune.core.errors import RunError
 from heptune.runs.files import remove_unfinished
 
 
+class InUseError(RunError):
+    """Another process works in the folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of this folder inside the block; `RunError` names the one that is in it.
@@ -23,9 +27,8 @@ def locked(folder: Path) -> Iterator[None]:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             break
         except FileExistsError:
-            owner = path.read_text("utf-8").strip()
-            if owner.isdigit() and _alive(int(owner)) and int(owner) != os.getpid():
-                raise RunError(f"process {owner} is working in {folder}; wait for it or end it") from None
+            if (owner := in_use(folder)) is not None:
+                raise InUseError(f"process {owner} is working in {folder}; wait for it or end it") from None
             path.unlink(missing_ok=True)  # its owner is gone
     os.write(descriptor, str(os.getpid()).encode())
     os.close(descriptor)
@@ -36,6 +39,15 @@ def locked(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def in_use(folder: Path) -> int | None:
+    """The other process that works in a folder; None where there is none."""
+    try:
+        owner = (folder / "lock").read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    return int(owner) if owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner)) else None
+
+
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -43,4 +55,8 @@ def _alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # One that ended but was never waited for (the first process of a container often waits for nobody) is gone.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True

@@ -82,14 +82,19 @@ def go_on(folder: str | Path, listener: Listener, until: int | None = None) -> R
     Raises `RunError` when the run is finished, or the base or the data are no longer those it began with.
     """
     run = Run(folder)
-    manifest = run.manifest
-    if manifest["status"] == "finished":
+    if run.manifest["status"] == "finished":
         raise RunError(f"{folder} is finished; look at it with `heptune eval {folder}`")
+    return train(*prepare(run, listener), listener, until)
+
+
+def prepare(run: Run, listener: Listener) -> tuple[Run, Base, Technique, Problem]:
+    """What a run that has begun is trained with. Raises `RunError` when it is no longer what it began with."""
+    manifest = run.manifest
     technique = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
     problem = problems.again(manifest)
     base = bases.load_again(manifest, technique, listener)
     _tell_changes(manifest, listener)
-    return train(run, base, technique, problem, listener, until)
+    return run, base, technique, problem
 
 
 def train(
@@ -115,7 +120,7 @@ def train(
         attached = technique.attach(anatomy, settings.seed, template.encode)
         require_positions(anatomy, examples)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
-        judge = _judge(problem, scorer, settings, run.manifest.get("metric"), listener)
+        judge = _judge(problem, scorer, settings, run.manifest, listener)
         steps = run.manifest.get("steps")
         if steps is None:
             steps = batches_of(examples, settings).steps(settings.epochs)
@@ -168,18 +173,19 @@ def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:
     }
 
 
-def judged_on(problem: Problem, settings: Settings) -> list[Record]:
+def judged_on(problem: Problem, limit: int, seed: int) -> list[Record]:
     """The validation records that judge a run while it trains."""
     records = problem.parts.validation
-    return [records[i] for i in sample(records, range(len(records)), settings.validation_limit, settings.seed)]
+    return [records[i] for i in sample(records, range(len(records)), limit, seed)]
 
 
 def _judge(
-    problem: Problem, scorer: Scorer, settings: Settings, metric: str | None, listener: Listener
+    problem: Problem, scorer: Scorer, settings: Settings, manifest: dict[str, Any], listener: Listener
 ) -> Validation | None:
-    judge = validation(problem.task, scorer, judged_on(problem, settings), listener)
-    if judge is not None and metric == "loss":
-        judge = replace(judge, metric=metric, higher_is_better=False)
+    records = judged_on(problem, settings.validation_limit, manifest.get("validation_seed", settings.seed))
+    judge = validation(problem.task, scorer, records, listener)
+    if judge is not None and manifest.get("metric") == "loss":
+        judge = replace(judge, metric="loss", higher_is_better=False)
     if judge is None:
         listener(Note("there is no validation part: the last step's weights will be kept, not the best", "warning"))
     return judge
