@@ -24,7 +24,7 @@ from heptune.techniques.lora import Lora
 from tiny import tiny_model, tiny_tokenizer
 
 GIB = 2**30
-BASES = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "llama-2-13b")
+BASES = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b")
 SETTINGS = set(Settings.__dataclass_fields__)
 
 
@@ -97,7 +97,7 @@ def test_the_json_holds_everything_and_is_json() -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("memory_gib", [1, 3, 8, 20, 60])
+@pytest.mark.parametrize("memory_gib", [2, 8, 20])
 def test_a_suggested_change_fits_when_it_is_planned_again(base: str, memory_gib: int) -> None:
     made = plan(base, memory=memory_gib * GIB)
     for one in made.techniques:
@@ -126,7 +126,7 @@ def _is_smallest(base: str, memory: int, one: TechniquePlan) -> None:
 
 def test_more_memory_never_makes_less_fit() -> None:
     prices = {}
-    for memory_gib in (2, 4, 6, 10, 16, 24, 48, 96, 192):
+    for memory_gib in (4, 10, 20, 48, 192):
         for one in plan("llama-3.1-8b", memory=memory_gib * GIB).techniques:
             price = 0 if one.estimate is not None and one.estimate.fits else one.price if one.change else 10**6
             assert price <= prices.get(one.technique, price), (one.technique, memory_gib)
@@ -209,9 +209,10 @@ def test_a_tokenizer_out_of_reach_is_said_and_characters_are_counted(folder: Pat
 def test_the_longest_examples_make_the_peak_wherever_they_stand(folder: Path) -> None:
     path = write_data(folder, 1200)
     lines = path.read_text("utf-8").splitlines()
-    lines[700] = json.dumps({"text": "word " * 400, "label": "positive"})
+    for number in range(690, 700):  # some of them are training records
+        lines[number] = json.dumps({"text": "word " * 400, "label": "positive"})
     path.write_text("\n".join(lines) + "\n", "utf-8")
-    made = plan(str(folder / "base"), path, memory="8GB", validation_limit=10, options=None)
+    made = plan(str(folder / "base"), path, memory="8GB")
     assert made.layout["longest_example"] > 400
 
 
@@ -244,7 +245,7 @@ def test_changes_are_options_of_the_command_line() -> None:
 
 
 def test_a_base_that_cannot_be_tuned_has_no_command() -> None:
-    made = plan("gpt-3-175b", memory="80GB", technique="prompt")
+    made = plan("glm-130b", memory="80GB", devices=8, technique="prompt")
     assert made.command is None and any("planned, not tuned" in note for note in made.notes)
 
 
@@ -256,6 +257,24 @@ def test_hyperparameters_count(folder: Path) -> None:
 
 
 # ---- what goes wrong
+
+
+def test_a_base_that_is_loaded_whole_before_it_is_packed_is_said() -> None:
+    """Whatever its 4 bits take later: loading is a phase of its own."""
+    made = plan("llama-3.1-8b", memory="12GB", technique="qlora")
+    (one,) = made.techniques
+    assert one.estimate is not None and not one.estimate.fits and one.nearest is not None
+    phases = one.nearest.estimate.phases
+    assert phases["load"] > 12e9 > phases["train"]
+    assert any("loaded whole" in note for note in made.notes)
+
+
+def test_a_relatives_formulas_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan("chatglm3-6b", memory="80GB", technique="lora")
+    found = made.to_json()["base"]
+    assert found["formulas_of"] != "chatglm2" and found["formulas_why"]
+    assert any(f"the formulas of {found['formulas_of']}" in note for note in made.notes)
+    assert plan("llama-3.2-1b", memory="80GB", technique="lora").notes == ()
 
 
 def test_errors_say_the_way_out() -> None:

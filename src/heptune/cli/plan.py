@@ -252,11 +252,13 @@ def _print_technique(one: TechniquePlan, screen: Console) -> None:
 
 
 def _use(one: TechniquePlan) -> str:
+    from heptune.planning.estimate import format_flops
+
     found = one.serving
     assert found is not None
     if found.merged:
         return "nothing: it merges into the base"
-    cost = f"{found.token_flops / 1e6:.3g} MFLOP more a token"
+    cost = f"{format_flops(found.token_flops)} more a token"
     kept = f", {format_bytes(found.request_bytes)} of keys and values a request" if found.request_bytes else ""
     return f"{found.positions} positions{kept}, {cost}" if found.positions else cost
 

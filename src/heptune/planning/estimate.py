@@ -20,16 +20,16 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from heptune import techniques
-from heptune.core.errors import BaseModelError, TechniqueError
+from heptune.core.errors import TechniqueError
 from heptune.engine.settings import Settings
 from heptune.models.catalog import BaseFacts
 from heptune.models.shape import ModelShape
-from heptune.planning import book
 from heptune.planning.costs import cost_of
 from heptune.planning.forms import Pass, StepForm, sizes_of, virtual_tokens
+from heptune.planning.kept import form
 from heptune.planning.memory import TRAINED_BYTES, Memory, base_bytes, phases, training_memory
 from heptune.planning.target import Target
-from heptune.planning.time import step_seconds, validation_seconds
+from heptune.planning.time import dequantized_weights, step_seconds, validation_seconds
 from heptune.planning.workload import PADDED_FAMILIES, Layout, Placement, Workload, lay_out, lay_out_scoring
 from heptune.techniques._cost import Cost
 
@@ -125,6 +125,7 @@ class Estimator:
     def __init__(self, base: BaseFacts, workload: Workload, place: Target) -> None:
         self.base, self.workload, self.target = base, workload, place
         self._layouts = lru_cache(maxsize=256)(self._lay_out)
+        self._forms: dict[tuple[str, str, bool, bool], StepForm] = {}
         self._scoring = lru_cache(maxsize=32)(self._lay_out_scoring)
 
     def on(self, devices: int) -> Estimator:
@@ -164,18 +165,23 @@ class Estimator:
             )
 
     def form(self, candidate: Candidate, settings: Settings) -> StepForm:
-        """The formulas of a step: stored ones, else read off a tiny model of the family now (this imports torch)."""
-        return _form(
-            self.base.form_family,
-            candidate.name,
-            _Frozen(candidate.settings),
-            self.dtype(candidate),
-            settings.recompute,
-            self.quantized(candidate, settings),
-            self.shape.head_tied,
-            self.shape.layers,
-            _Frozen({}) if self.base.form_family != self.shape.family else _Frozen(self.base.config),
-        )
+        """The formulas of a step: stored ones, else read off a tiny model of the family now (which imports torch)."""
+        quantized = self.quantized(candidate, settings)
+        key = (candidate.name, str(sorted(candidate.settings.items())), settings.recompute, quantized)
+        if key not in self._forms:
+            own = self.base.form_family == self.shape.family
+            self._forms[key] = form(
+                self.base.form_family,
+                candidate.name,
+                candidate.settings,
+                dtype=self.dtype(candidate),
+                recompute=settings.recompute,
+                quantized=quantized,
+                tied=self.shape.head_tied,
+                layers=self.shape.layers,
+                config=self.base.config if own else None,
+            )
+        return self._forms[key]
 
     def layout(self, placement: Placement, settings: Settings) -> Layout:
         """The passes of a training with these settings."""
@@ -195,7 +201,7 @@ class Estimator:
 
     def estimate(self, candidate: Candidate, settings: Settings, strategy: str = ONE) -> Estimate:
         """Memory and time of a training with these settings."""
-        shape, cost, form = self.shape, self.cost(candidate), self.form(candidate, settings)
+        shape, cost, step = self.shape, self.cost(candidate), self.form(candidate, settings)
         layout = self.layout(candidate.placement, settings)
         width, quantized = _BYTES[self.dtype(candidate)], self.quantized(candidate, settings)
 
@@ -203,23 +209,32 @@ class Estimator:
             return sizes_of(shape, candidate.settings, one)
 
         def training(one: Pass) -> Memory:
-            return training_memory(shape, cost, form, sizes(one), dtype_bytes=width, quantized=quantized)
+            return training_memory(
+                shape,
+                cost,
+                step,
+                sizes(one),
+                dtype_bytes=width,
+                quantized=quantized,
+                accumulating=layout.accumulates,
+            )
 
         memory, largest = max(
             ((training(one), one) for one in layout.largest),
             key=lambda pair: pair[0].total,
         )
-        scoring = max(layout.scoring or (largest,), key=lambda one: form.forward_bytes(sizes(one), shape.layers))
+        scoring = max(layout.scoring or (largest,), key=lambda one: step.forward_bytes(sizes(one), shape.layers))
         live = phases(
             shape,
             cost,
-            form,
+            step,
             sizes(largest),
             sizes(scoring),
             dtype_bytes=width,
             quantized=quantized,
             mergeable="mergeable" in candidate.capabilities,
         )
+        live["train"] = memory.total
         standing = memory.weights + memory.optimizer
         if strategy == SHARDED:
             memory, live = self._sharded(memory, live, width, quantized, cost)
@@ -235,7 +250,7 @@ class Estimator:
             phases=held,
             peak_bytes=max(size for name, size in held.items() if name != "merge"),
             room_bytes=self.target.memory_bytes,
-            timing=self._timing(candidate, settings, strategy, form, layout, cost, sizes),
+            timing=self._timing(candidate, settings, strategy, step, layout, cost, sizes),
         )
 
     def _sharded(
@@ -269,7 +284,7 @@ class Estimator:
         candidate: Candidate,
         settings: Settings,
         strategy: str,
-        form: StepForm,
+        step: StepForm,
         layout: Layout,
         cost: Cost,
         sizes: Any,
@@ -279,19 +294,20 @@ class Estimator:
             return None
         tensors = 2 * len(self.shape.sites)  # an upper bound for what techniques train; it tells on a CPU alone
         count = max(1, math.ceil(layout.passes_per_step - 1e-9))
-        work = form.work(sizes(mean_pass(layout.passes, layout.passes_per_step / count)), self.shape.layers)
-        weights = base_bytes(
-            self.shape, dtype_bytes=_BYTES[self.dtype(candidate)], quantized=self.quantized(candidate, settings)
-        )
-        step_s = step_seconds(
-            [work] * count, cost.trainable, machine, tensors, float(weights) if strategy == SHARDED else None
-        )
+        work = step.work(sizes(mean_pass(layout.passes, layout.passes_per_step / count)), self.shape.layers)
+        quantized = self.quantized(candidate, settings)
+        weights = base_bytes(self.shape, dtype_bytes=_BYTES[self.dtype(candidate)], quantized=quantized)
+        made = float(dequantized_weights(self.shape, recompute=settings.recompute)) if quantized else 0.0
+        sharded = float(weights) if strategy == SHARDED else None
+        step_s = step_seconds([work] * count, cost.trainable, machine, tensors, sharded, made)
         validation_s, validations = 0.0, 0
         steps = max(1, round(settings.epochs * layout.steps))
         steps = min(steps, settings.max_steps or steps)
         if layout.scoring:
-            scored = form.forward_work(sizes(mean_pass(layout.scoring)), self.shape.layers)
-            validation_s = validation_seconds([scored], machine) * len(layout.scoring) * layout.scoring_repeats
+            scored = step.forward_work(sizes(mean_pass(layout.scoring)), self.shape.layers)
+            made = float(dequantized_weights(self.shape, backward=False)) if quantized else 0.0
+            one_s = validation_seconds([scored], machine, made)
+            validation_s = one_s * len(layout.scoring) * layout.scoring_repeats
             every = settings.validate_every or math.ceil(steps / VALIDATIONS)
             validations = 1 + math.ceil(steps / every)
         total = steps * step_s + validations * validation_s
@@ -321,48 +337,6 @@ def mean_pass(passes: Sequence[Pass], share: float = 1.0) -> Pass:
     )
 
 
-class _Frozen(dict[str, Any]):
-    """Settings that can be looked up: they do not change after they were made."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(str(sorted(self.items(), key=str)))
-
-
-@lru_cache(maxsize=512)
-def _form(
-    family: str,
-    technique: str,
-    settings: _Frozen,
-    dtype: str,
-    recompute: bool,
-    quantized: bool,
-    tied: bool,
-    layers: int,
-    config: _Frozen,
-) -> StepForm:
-    found = book.find(family, technique, settings, dtype, recompute, quantized, tied)
-    if found is not None and not (found.exact and found.base_layers != layers):
-        return found
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    from heptune.planning.trace import trace
-
-    if family not in CONFIG_MAPPING:
-        raise BaseModelError(f"no formulas of memory and work are known for {family}; it cannot be planned yet")
-    architecture = CONFIG_MAPPING[family].from_dict(dict(config)) if config else family
-    named = layers if settings.get("leave_out") else None
-    return trace(
-        architecture,
-        technique,
-        dict(settings),
-        dtype=dtype,
-        recompute=recompute,
-        quantized=quantized,
-        tied=tied,
-        layers=named,
-    )
-
-
 def artifact_bytes(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: str) -> int:
     """What a run leaves for use. A soft prompt stands there folded, and beside it the network it comes from."""
     if "trains_base" in candidate.capabilities:
@@ -376,6 +350,11 @@ def artifact_bytes(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: s
         return TRAINED_BYTES * folded
     starts = folded if "kv_prefix" in candidate.capabilities and candidate.settings.get("init") != "random" else 0
     return TRAINED_BYTES * (cost.trainable + folded + starts)
+
+
+def format_flops(count: float) -> str:
+    """134500000 -> '134 MFLOP'."""
+    return f"{count / 1e9:.3g} GFLOP" if count >= 1e9 else f"{count / 1e6:.3g} MFLOP"
 
 
 @dataclass(frozen=True)
@@ -394,7 +373,7 @@ class Serving:
             return "nothing"
         if self.positions:
             return f"{self.positions} positions"
-        return f"{self.token_flops / 1e6:.3g} MFLOP/token"
+        return f"{format_flops(self.token_flops)}/token"
 
 
 def serving(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: str) -> Serving:

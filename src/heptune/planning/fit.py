@@ -95,12 +95,16 @@ def smallest_change(estimator: Estimator, candidate: Candidate, settings: Settin
     nearest: Fitted | None = None
     options: list[tuple[int, int, Settings, str]] = []
     for (q, quantize), (halvings, length) in product(enumerate(quantizing), enumerate([None, *lengths])):
-        least = changed(micros[-1] if micros else None, recomputing[-1], quantize, length)
-        for strategy in strategies(estimator, candidate, least):
-            estimate = estimator.estimate(candidate, least, strategy)
-            if nearest is None or estimate.peak_bytes < nearest.estimate.peak_bytes:
-                nearest = Fitted(least, _changes(settings, least), estimate, 0)
-            if not estimate.fits:
+        # One of these takes the least of all: small passes and recomputing save activations, but several passes in a
+        # step keep their gradients beside each other, and a recomputed layer lives beside what is kept.
+        extremes = product((None, *micros[-1:]), recomputing)
+        sparing = [changed(micro, recompute, quantize, length) for micro, recompute in extremes]
+        for strategy in strategies(estimator, candidate, sparing[0]):
+            tried = [Fitted(s, _changes(settings, s), estimator.estimate(candidate, s, strategy), 0) for s in sparing]
+            least = min(tried, key=lambda fitted: fitted.estimate.peak_bytes)
+            if nearest is None or least.estimate.peak_bytes < nearest.estimate.peak_bytes:
+                nearest = least
+            if not least.estimate.fits:
                 continue
             for (m, micro), recompute in product(enumerate([None, *micros]), recomputing):
                 price = MICRO * m + RECOMPUTE * (recompute and not settings.recompute)

@@ -17,10 +17,12 @@ from typing import Any
 from heptune import tasks, techniques
 from heptune.core.errors import BaseModelError, HeptuneError, TechniqueError, UsageError
 from heptune.core.events import Listener, Note, ignore
+from heptune.core.units import format_bytes
 from heptune.data.parts import DataOptions, read_files
 from heptune.engine.settings import Settings
 from heptune.models.catalog import BaseFacts, describe
 from heptune.models.embedded import EMBEDDED, cache_folder
+from heptune.planning import book
 from heptune.planning.advice import Advice, advise
 from heptune.planning.estimate import (
     Candidate,
@@ -205,7 +207,7 @@ def plan(
     chosen = [Candidate.of(one) for one in (technique or techniques.names())]
     if data is not None and (examples is not None or length is not None):
         raise UsageError("examples and length describe an assumed workload; with data they are counted: leave them out")
-    facts = describe(base, listener=listener)
+    facts = _at_once(describe(base, listener=listener))
     place = target(gpu, memory, devices, machine=machine, listener=listener)
     if data is None:
         workload = assumed(task, examples, length)
@@ -224,9 +226,27 @@ def plan(
         settings=knobs,
         techniques=found,
         advice=advice,
-        notes=tuple(_notes(facts, place, layout.cut_share, knobs)),
+        notes=(*_notes(facts, place, layout.cut_share, knobs), *_loading(found)),
         command=_command(facts, data, advice.technique, found, settings, task),
     )
+
+
+# Families that compute alike but for norms, biases and what is fused; where the book lacks one, a relative's formulas
+# answer at once, while reading its own off a small model takes seconds for each technique.
+_RELATIVES = {
+    **dict.fromkeys(("mistral", "qwen2", "qwen3", "smollm3", "olmo2", "glm", "glm4", "phi3"), "llama"),
+    **dict.fromkeys(("gemma2", "gemma3_text"), "llama"),
+    **dict.fromkeys(("qwen3_moe", "glm4_moe"), "mixtral"),
+}
+
+
+def _at_once(facts: BaseFacts) -> BaseFacts:
+    """A base of the catalog with formulas that are in the book, as far as a near relative's are."""
+    known = {name.partition("|")[0] for name in book.read()["entries"]}
+    relative = _RELATIVES.get(facts.form_family)
+    if facts.entry is None or facts.form_family in known or relative is None or relative not in known:
+        return facts
+    return replace(facts, form_family=relative)
 
 
 def _technique(estimator: Estimator, candidate: Candidate, settings: Settings, prior: Prior) -> TechniquePlan:
@@ -301,16 +321,31 @@ def _notes(facts: BaseFacts, place: Target, cut_share: float, settings: Settings
     notes = []
     if facts.note is not None:
         notes.append(f"{facts.name}: {facts.note}.")
-    if facts.entry is not None and facts.entry.why_form is not None:
-        notes.append(
-            f"Memory and work of {facts.name} follow the formulas of {facts.form_family}, its nearest relative that "
-            f"could be run: {facts.entry.why_form}."
-        )
+    if facts.form_family != facts.shape.family:
+        why = f": {facts.entry.why_form}" if facts.entry is not None and facts.entry.why_form is not None else ""
+        relative = f"the formulas of {facts.form_family}, its nearest relative that was counted"
+        notes.append(f"Memory and work of {facts.name} follow {relative}{why}.")
     if place.devices > 1:
         notes.append("Heptune trains on one device so far: what is said of several is what such a training would take.")
     if cut_share:
         notes.append(f"{cut_share:.0%} of the examples are longer than --max-length {settings.max_length} and are cut.")
     return notes
+
+
+def _loading(plans: Sequence[TechniquePlan]) -> list[str]:
+    """Where only the loading of a base that will lie in 4 bits is too much, that is worth saying."""
+    found = []
+    for one in plans:
+        estimate = None if one.nearest is None else one.nearest.estimate
+        if estimate is None or not one.quantized:
+            continue
+        load, rest = estimate.phases["load"], max(v for n, v in estimate.phases.items() if n not in ("load", "merge"))
+        if rest <= estimate.room_bytes < load:
+            found.append(
+                f"{one.technique} would train in {format_bytes(rest)}, but the base is loaded whole before it is put "
+                f"into 4 bits, which takes {format_bytes(load)}."
+            )
+    return found
 
 
 def _command(

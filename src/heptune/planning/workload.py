@@ -87,6 +87,7 @@ class Layout:
 
     steps: float
     passes_per_step: float
+    worst_passes: int
     passes: tuple[Pass, ...]
     repeats: float
     largest: tuple[Pass, ...]
@@ -96,6 +97,11 @@ class Layout:
     supervised: float
     longest_example: int
     cut_share: float
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether some step has more than one pass: its gradients are then added up."""
+        return self.passes_per_step > 1 or self.worst_passes > 1
 
     @property
     def rows(self) -> float:
@@ -213,15 +219,16 @@ def lay_out(
     used = sum(len(step) for step in steps)
     scale *= len(train) / used
     counted = tuple(p for step in steps for p in passes([train[i] for i in step]))
-    worst = _worst_step([*encoded.longest, *train], settings)
+    worst = tuple(passes(_worst_step([*encoded.longest, *train], settings)))
     if scoring is None:
         scoring = lay_out_scoring(workload, settings.max_length, placement, settings.share, padded)
     return Layout(
         steps=max(1.0, len(steps) * scale),
         passes_per_step=len(counted) / len(steps),
+        worst_passes=len(worst),
         passes=counted,
         repeats=scale,
-        largest=_outstanding([*counted, *passes(worst)]),
+        largest=_outstanding([*counted, *worst]),
         scoring=scoring,
         scoring_repeats=workload.validation / max(1, encoded.judged_of),
         tokens=scale * sum(lengths[i] for step in steps for i in step),
