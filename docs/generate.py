@@ -12,9 +12,11 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import re
+import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,128 @@ def matrix(technique: str) -> str:
     return table(("", *checks), rows) + (below + "\n" if below else "")
 
 
+# What is predicted, how it is told, and in which of the results' units.
+_PREDICTED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "live": ("live memory", format_bytes),
+    "resident": ("resident memory", format_bytes),
+    "time": ("time of a step", lambda value: f"{value:.2f} s"),
+}
+
+
+def plan_errors(_: str) -> str:
+    """How far the planner's predictions are from what was measured, from docs/results/plan.json."""
+    report = _report("plan")
+    rows = _predictions(report)
+    if not rows:
+        return "Not measured yet.\n"
+    lines = []
+    for quantity, (title, _unit) in _PREDICTED.items():
+        errors = [row["predicted"][quantity] / row["measured"][quantity] - 1 for row in rows if _known(row, quantity)]
+        if errors:
+            sizes = sorted(map(abs, errors))
+            at_95 = sizes[math.ceil(0.95 * len(sizes)) - 1]
+            within = sum(size <= 0.15 for size in sizes)
+            cells = (statistics.median(sizes), at_95, min(0.0, *errors), max(0.0, *errors))
+            lines.append((title, str(len(errors)), *(f"{100 * cell:.1f}%" for cell in cells), f"{within}"))
+    headers = ("combinations", "median error", "95th percentile", "most too low", "most too high", "within 15%")
+    machines = dict.fromkeys(f"{m['name']}, {m['threads']} threads" for m in report["machines"])
+    return table(("", *headers), lines) + f"\nMeasured on: {'; '.join(machines)}.\n"
+
+
+def plan_rows(_: str) -> str:
+    """Every combination: measured, and how far the prediction is from it."""
+    rows = _predictions(_report("plan"))
+    if not rows:
+        return "Not measured yet.\n"
+
+    def cells(row: dict[str, Any]) -> Iterator[str]:
+        for quantity, (_, unit) in _PREDICTED.items():
+            if not _known(row, quantity):
+                yield ""
+                continue
+            measured = row["measured"][quantity]
+            percent = round(100 * (row["predicted"][quantity] / measured - 1))
+            yield f"{unit(measured)} ({percent:+d}%)" if percent else f"{unit(measured)} (0%)"
+
+    lines = (
+        (*(f"`{word}`" for word in row["name"].split()), str(row["rows"]), *cells(row))
+        for row in sorted(rows, key=lambda row: row["name"])
+    )
+    titles = (title for title, _ in _PREDICTED.values())
+    return table(("model", "technique", "batch", "rows", *titles), lines)
+
+
+def _predictions(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, **row} for name, row in report.get("rows", {}).items() if "predicted" in row]
+
+
+def _known(row: dict[str, Any], quantity: str) -> bool:
+    return row["measured"].get(quantity) is not None
+
+
+def verdict_races(_: str) -> str:
+    """How often the verdict is right in simulated races, from docs/results/verdict.json."""
+    report = _report("verdict")
+    if not report:
+        return "Not measured yet.\n"
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f} %"
+
+    rows = []
+    for race in report["races"]:
+        power = race["power"]
+        rows.append(
+            (
+                str(race["examples"]),
+                f"{race['techniques']} x {race['seeds']} seeds" + (" + 4" if race["baselines"] else ""),
+                f"{race['seed_points']:g}" + (", uneven" if race["uneven"] else ""),
+                race["alike"],
+                percent(race["together"]),
+                percent(race["told_apart_wrongly"]),
+                percent(race["each_score"]),
+                f"{100 * race['half_width']:.1f}",
+                *(percent(power[gap]) if power else "" for gap in ("2", "5", "10")),
+                f"{100 * race['optimism']:+.2f} ± {100 * race['optimism_error']:.2f}",
+            )
+        )
+    headers = ("examples", "techniques + baselines", "seeds differ by", "models alike", "all intervals hold")
+    headers += ("told apart wrongly", "a score's interval holds", "half width", "2 found", "5 found", "10 found")
+    rounds = report["races"][0]["rounds"]
+    return table((*headers, "winner's optimism"), rows) + f"\n{rounds} races a line, half as many for what is found.\n"
+
+
+def regret(_: str) -> str:
+    """The races of benchmarks/race.py beside their exhaustive grids."""
+    rows = []
+    for path in sorted((DOCS / "results").glob("race_*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        tie = found.get("difference")
+        apart = f"{tie['value']:+.3f} [{tie['low']:+.3f}, {tie['high']:+.3f}]" if tie else "the same"
+        rows.append(
+            [
+                f"`{found['set']}`",
+                f"{found['candidates']} x {found['steps']} steps",
+                f"`{found['pick']}` {found['pick_score']:.3f}",
+                f"`{found['best']}` {found['best_score']:.3f}",
+                f"{100 * found['regret']:.1f} points",
+                apart,
+                f"{found['cost_share']:.0%}",
+                f"{format_seconds(found['race_s'])} of {format_seconds(found['grid_s'])}",
+            ]
+        )
+    heads = ["set", "grid", "the race's pick", "best of the grid", "regret", "best minus pick", "cost", "computing"]
+    return table(heads, rows)
+
+
+def grids(_: str) -> str:
+    """The test scores of every candidate of every grid."""
+    found = [json.loads(path.read_text("utf-8")) for path in sorted((DOCS / "results").glob("race_*.json"))]
+    names = sorted({name for one in found for name in one["grid"]})
+    rows = [[f"`{n}`", *(f"{one['grid'][n]:.3f}" if n in one["grid"] else "failed" for one in found)] for n in names]
+    return table(["candidate", *(f"`{one['set']}`" for one in found)], rows)
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -325,6 +449,11 @@ KINDS: dict[str, Callable[[str], str]] = {
     "techniques scores": techniques_scores,
     "speed": speed,
     "matrix": matrix,
+    "plan errors": plan_errors,
+    "plan rows": plan_rows,
+    "verdict races": verdict_races,
+    "regret": regret,
+    "grids": grids,
 }
 
 

@@ -18,3 +18,10 @@ transformers.logging.set_verbosity_error()
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before every test and its fixtures: a command that ran in this process may have set its own number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_races(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test's race came to is no prior of this machine."""
+    folder = tmp_path_factory.getbasetemp() / "races"
+    monkeypatch.setattr("heptune.planning.priors.cache_folder", lambda: folder)

@@ -94,7 +94,7 @@ def test_siblings_among_techniques_do_not_import_each_other() -> None:
             assert others <= {module, "heptune.techniques"} | BUILT_ON.get(module, set()), module
 
 
-LIGHT = ("core", "runs", "data", "demo", "tasks", "techniques", "engine.settings", "cli.main")
+LIGHT = ("core", "runs", "data", "demo", "tasks", "techniques", "engine.settings", "reporting", "cli.main")
 
 
 @pytest.mark.parametrize("name", [*LIGHT, "scoring.baselines", "scoring.comparison", "racing.verdict"])

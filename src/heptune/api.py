@@ -1,4 +1,4 @@
-"""The verbs: tune, resume, race, evaluate, open, load, check, explain. The command line calls nothing else."""
+"""The verbs: plan, tune, resume, race, evaluate, report, load, check, explain. The command line calls nothing else."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from heptune.models.load import load_tokenizer
 from heptune.racing import course
 from heptune.racing.entry import Terms, enter
 from heptune.racing.race import Race
+from heptune.reporting.report import report as report  # one of the verbs
 from heptune.runs.files import write_json
 from heptune.runs.run import Run, new_name
 from heptune.scoring.evaluation import (

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import LeaveOneOut, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 
 from heptune.core.errors import DataError
-from heptune.scoring.baselines import majority, tfidf
+from heptune.scoring.baselines import NEIGHBOURS, majority, nearest, nearest_places, tfidf
 
 TEXTS = ["good film", "a good story", "very good acting", "bad film", "a bad story", "very bad acting"]
 LABELS = ["pos", "pos", "pos", "neg", "neg", "neg"]
@@ -36,3 +40,42 @@ def test_tfidf_where_nothing_can_be_fitted() -> None:
     assert tfidf(["x y", "z"], ["b", "b"], ["q"]) == ["b"]
     assert tfidf(["?", "!", "a"], ["u", "v", "v"], ["?"]) == ["v"]
     assert tfidf(TEXTS, LABELS, []) == []
+
+
+def test_nearest_takes_the_label_of_the_most_similar_text() -> None:
+    assert nearest(TEXTS, LABELS, ["a good story", "very bad acting", "good"]) == ["pos", "neg", "pos"]
+    assert nearest(["red apple", "green pear"], ["r", "g"], ["pear", "an apple"]) == ["g", "r"]
+
+
+def test_nearest_against_scikit_learn() -> None:
+    """Votes of k neighbours weighted by similarity, k chosen by leaving each training text out: by scikit-learn."""
+    random = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(60)]
+    labels = [str(x) for x in random.choice(["a", "b", "c"], 160)]
+    offset = {"a": 0, "b": 15, "c": 30}
+    texts = [" ".join(random.choice(words[offset[x] : offset[x] + 30], 8)) for x in labels]
+    train, asked, known = texts[:120], texts[120:], labels[:120]
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(train)
+
+    def model(k: int) -> KNeighborsClassifier:
+        return KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda distance: 1 - distance)
+
+    x, y = vectors.transform(train), np.array(known)
+    hits = {k: cross_val_score(model(k), x, y, cv=LeaveOneOut()).sum() for k in NEIGHBOURS}
+    # Left out, a text's words keep their weights in ours; scikit-learn's fold sees the same vectors.
+    best = max(NEIGHBOURS, key=lambda k: (hits[k], -k))
+    assert nearest(train, known, asked) == model(best).fit(x, y).predict(vectors.transform(asked)).tolist()
+
+
+def test_nearest_where_nothing_is_alike() -> None:
+    assert nearest(TEXTS, ["b", "b", "b", "a", "a", "b"], ["unheard of words"]) == ["b"]
+    assert nearest(["?", "!"], ["b", "a"], ["?"]) == ["a"]
+    assert nearest(["x y z"], ["b"], ["q", "r"]) == ["b", "b"] and nearest(TEXTS, LABELS, []) == []
+    with pytest.raises(DataError, match="training part is empty"):
+        nearest([], [], ["a"])
+
+
+def test_nearest_places() -> None:
+    assert nearest_places(TEXTS, ["very bad acting indeed", "zzz", "a good story"]) == [5, None, 1]
+    assert nearest_places(["same words", "same words"], ["same words"]) == [0]
+    assert nearest_places(TEXTS, []) == [] and nearest_places([], ["a"]) == [None]

@@ -77,22 +77,24 @@ class _Partner:
         from heptune import api
 
         if self.tuned.task.name == "classify":
-            self._labels(text)
+            print_labels(self.tuned.classify(text), self.screen)
             return
         asked = [*self.messages, api.Message("user", text)]
         said = self.tuned.reply(asked, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
         print()
         self.messages = [*asked, api.Message("assistant", said)]
 
-    def _labels(self, text: str) -> None:
-        from heptune.cli.show import bar
 
-        probabilities = list(self.tuned.classify(text).items())
-        width = max(len(label) for label, _ in probabilities[:LABELS_SHOWN])
-        for label, probability in probabilities[:LABELS_SHOWN]:
-            self.screen.print(f"{label:<{width}}  {probability:6.1%}  {bar(probability)}", soft_wrap=True)
-        if len(probabilities) > LABELS_SHOWN:
-            self.screen.print(f"and {len(probabilities) - LABELS_SHOWN} labels that are less likely")
+def print_labels(found: dict[str, float], screen: Console) -> None:
+    """The likeliest labels and their probabilities."""
+    from heptune.cli.show import bar
+
+    probabilities = list(found.items())
+    width = max(len(label) for label, _ in probabilities[:LABELS_SHOWN])
+    for label, probability in probabilities[:LABELS_SHOWN]:
+        screen.print(f"{label:<{width}}  {probability:6.1%}  {bar(probability)}", soft_wrap=True)
+    if len(probabilities) > LABELS_SHOWN:
+        screen.print(f"and {len(probabilities) - LABELS_SHOWN} labels that are less likely")
 
 
 def _talk(partner: _Partner) -> None:

@@ -72,35 +72,9 @@ def print_evaluation(result: Evaluation, screen: Console) -> None:
 
 def verdict(result: Evaluation) -> list[str]:
     """What the table says, in plain words."""
-    lines = [_comparison(result)]
-    metric = "accuracy"
-    if metric not in result.rows[0].metrics:
-        return lines
-    tuned = result.rows[0].metrics[metric]
-    for row in result.rows[2:]:
-        score = row.metrics[metric]
-        if score.value >= tuned.value:
-            equal = "as good as" if score.value == tuned.value else "better than"
-            lines.append(f"{row.name} is {equal} the tuned model here at almost no cost: use that, or train longer.")
-        elif score.value >= tuned.low:
-            lines.append(f"{row.name} lies within the tuned model's interval: that the tuning is better is not shown.")
-    return lines
+    from heptune.reporting.words import evaluation_words
 
-
-def _comparison(result: Evaluation) -> str:
-    difference, unit, p = result.comparison.difference, result.comparison.unit, result.comparison.p_value
-    test = "" if p is None else "; McNemar p < 0.0001" if p < 0.0001 else f"; McNemar p = {p:.4f}"
-    size = f"{abs(difference.value):.3f}"
-    if math.isnan(difference.low):
-        return f"tuned minus the untouched base: {difference.value:+.3f} {unit}; one example shows no more{test}."
-    if difference.low <= 0 <= difference.high:
-        interval = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-        return f"no difference between tuned and the untouched base is shown: {interval} {unit}{test}."
-    low, high = sorted((abs(difference.low), abs(difference.high)))
-    less_is_better = unit.startswith("nats")
-    better = (difference.value < 0) == less_is_better
-    word = "better" if better else "worse"
-    return f"tuned is {word} than the untouched base by {size} [{low:.3f}, {high:.3f}] {unit}{test}."
+    return evaluation_words(result.to_json())
 
 
 def _print_confusion(result: Evaluation, screen: Console) -> None:

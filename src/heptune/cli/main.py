@@ -15,6 +15,7 @@ from heptune.cli.check import check
 from heptune.cli.demo import demo
 from heptune.cli.evaluate import evaluate
 from heptune.cli.explain import explain
+from heptune.cli.plan import plan
 from heptune.cli.race import race
 from heptune.cli.report import report
 from heptune.cli.tune import resume, tune
@@ -38,6 +39,7 @@ def _heptune(
     """Tune language models on your own examples, exactly and fast."""
 
 
+app.command()(plan)
 app.command()(tune)
 app.command()(resume)
 app.command(name="eval")(evaluate)

@@ -132,8 +132,18 @@ def _usable_threads() -> int:
 
 def with_tuning_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replaces the command's `**chosen` by one option for each field of Settings and of every technique."""
+    return _with(command, [*_settings_options(), *_technique_options()])
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces the command's `**settings` by one option for each of these fields of Settings."""
+    chosen = [parameter for parameter in _settings_options() if parameter.name in names]
+    return lambda command: _with(command, chosen)
+
+
+def _with(command: Callable[..., None], more: list[inspect.Parameter]) -> Callable[..., None]:
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    parameters = [*own, *_settings_options(), *_technique_options()]
+    parameters = [*own, *more]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 PLAIN_WIDTH = 110  # columns of a table where there is no terminal to fit it to
@@ -22,11 +22,13 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Table:
+def table(headers: Sequence[str], rows: Iterable[Sequence[RenderableType]], numbers: Sequence[int] = ()) -> Table:
     """A table; the columns with these `numbers` are set flush right."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, header in enumerate(headers):
-        made.add_column(header, justify="right" if index in numbers else "left", overflow="fold")
+        made.add_column(
+            header, justify="right" if index in numbers else "left", overflow="fold", no_wrap=index in numbers
+        )
     for row in rows:
         made.add_row(*row)
     return made

@@ -51,6 +51,7 @@ class _LinearHeadLoss(torch.autograd.Function):
             sums = exponentials.sum(dim=1, keepdim=True)
             losses[first:last] = (sums.log() + largest)[r, 0] - chosen  # logsumexp(z) - z[y]
             if not (need_hidden or need_weight or need_bias):
+                del logits, exponentials  # or the next chunk would stand beside this one
                 continue
             w = target_weight[first:last].to(logits.dtype)
             total = torch.zeros_like(sums).index_add_(0, r, w[:, None])
@@ -61,6 +62,7 @@ class _LinearHeadLoss(torch.autograd.Function):
                 d_weight.addmm_(d_logits.T, h)
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
+            del logits, exponentials, d_logits
         ctx.gradients = (d_hidden, d_weight, d_bias)
         ctx.mark_non_differentiable(losses)
         return (losses.double() * target_weight.double()).sum().to(losses.dtype), losses
@@ -94,7 +96,11 @@ def cross_entropy(
     token, weight = token[order], weight[order]
     chosen = hidden.index_select(0, unique)
     if type(head) is torch.nn.Linear and transform is None:
-        total, losses = _LinearHeadLoss.apply(chosen, head.weight, head.bias, inverse, token, weight)
+        matrix: torch.Tensor = head.weight
+        bias: torch.Tensor | None = head.bias
+        if not torch.is_grad_enabled():  # the function forms gradients ahead, and cannot see that none is asked for
+            matrix, bias = matrix.detach(), None if bias is None else bias.detach()
+        total, losses = _LinearHeadLoss.apply(chosen, matrix, bias, inverse, token, weight)
     else:
         total, losses = _recomputed(chosen, head, inverse, token, weight, transform)
     back = torch.empty_like(order)

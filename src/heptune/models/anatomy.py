@@ -104,6 +104,7 @@ def dissect(model: nn.Module) -> Anatomy:
     sites.append(Site(None, "head", head_path, head.in_features, head.out_features, False))
     embedding = model.get_input_embeddings().weight
     heads, kv_heads, head_width = _heads(model.config.get_text_config())
+    experts, expert_width, resting = _experts(model)
     shape = ModelShape(
         architecture=type(model).__name__,
         family=model.config.get_text_config().model_type,
@@ -111,7 +112,7 @@ def dissect(model: nn.Module) -> Anatomy:
         layers=len(layers),
         vocabulary=head.out_features,
         parameters=_count([model]),
-        active_parameters=_count([model]) - _resting_experts(model),
+        active_parameters=_count([model]) - resting,
         layer_parameters=tuple(_count([layer]) for layer in layers),
         final_norm_parameters=_count([norm]) if norm is not None else 0,
         head_parameters=_count([head]),
@@ -122,6 +123,8 @@ def dissect(model: nn.Module) -> Anatomy:
         kv_heads=kv_heads,
         head_width=head_width,
         max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        experts=experts,
+        expert_width=expert_width,
     )
     return Anatomy(
         model=model,
@@ -146,16 +149,20 @@ def _count(modules: Iterable[nn.Module]) -> int:
     return sum(counts.values())
 
 
-def _resting_experts(model: nn.Module) -> int:
-    """Parameters of experts that a token does not pass through. Experts of a layer are stacked: [experts, ...]."""
+def _experts(model: nn.Module) -> tuple[int, int, int]:
+    """Experts of a layer, their inner width, and the parameters of all that a token does not pass through. Experts of a
+    layer are stacked: [experts, ...]."""
     config = model.config.get_text_config()
     experts = getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None)
     experts = experts or getattr(config, "num_experts", None)
     used = getattr(config, "num_experts_per_tok", None)
     if not experts or not used:
-        return 0
-    stacked = [p for n, p in model.named_parameters() if ".experts." in n and p.ndim == 3 and len(p) == experts]
-    return sum(p.numel() for p in stacked) * (experts - used) // experts
+        return 0, 0, 0
+    stacked = {n: p for n, p in model.named_parameters() if ".experts." in n and p.ndim == 3 and len(p) == experts}
+    resting = sum(p.numel() for p in stacked.values()) * (experts - used) // experts
+    down = next((p.numel() for n, p in stacked.items() if "down" in n), 0)
+    width = down // (experts * config.hidden_size)
+    return (experts, width, resting) if stacked else (0, 0, 0)
 
 
 def _decoder_layers(decoder: nn.Module, prefix: str, name: str) -> tuple[str, list[nn.Module]]:

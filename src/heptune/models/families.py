@@ -41,13 +41,14 @@ class _Linear:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A decoder layer: its sites in the order of its modules, `other` elements (norms, a router), and those of stacked
-    experts, of which `resting` are not used by one token."""
+    """A decoder layer: its sites in the order of its modules, `other` elements (norms, a router), and those of `count`
+    stacked experts, of which `resting` are not used by one token."""
 
     sites: tuple[_Linear, ...]
     other: int
     experts: int = 0
     resting: int = 0
+    count: int = 0
 
     @property
     def elements(self) -> int:
@@ -141,6 +142,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         kv_heads=sizes.kv_heads,
         head_width=sizes.head_width,
         max_positions=sizes.max_positions,
+        experts=max(layer.count for layer in skeleton.layers),
+        expert_width=max(layer.experts // (3 * sizes.hidden * max(1, layer.count)) for layer in skeleton.layers),
     )
 
 
@@ -274,7 +277,7 @@ def _glm4_moe(s: _Sizes) -> _Skeleton:
     dense = _Layer((*attention, *_gated(s, s.inner)), norms)
     shared = _gated(s, inner * s.config["n_shared_experts"], path="mlp.shared_experts")
     experts, resting = _experts(s, inner, count, used)
-    sparse = _Layer((*attention, *shared), norms + count * s.hidden, experts, resting)
+    sparse = _Layer((*attention, *shared), norms + count * s.hidden, experts, resting, count)
     first = min(s.config["first_k_dense_replace"], s.layers)
     return _rms_model("Glm4MoeForCausalLM", s, (dense,) * first + (sparse,) * (s.layers - first))
 
@@ -284,7 +287,7 @@ def _qwen3_moe(s: _Sizes) -> _Skeleton:
     norms = 2 * s.hidden + 2 * s.head_width
     count = s.config.get("num_experts") or s.config["num_local_experts"]
     experts, resting = _experts(s, s.config["moe_intermediate_size"], count, s.config["num_experts_per_tok"])
-    sparse = _Layer(attention, norms + count * s.hidden, experts, resting)
+    sparse = _Layer(attention, norms + count * s.hidden, experts, resting, count)
     dense = _Layer((*attention, *_gated(s, s.inner)), norms)
     dense_layers, every = s.config.get("mlp_only_layers") or [], s.config["decoder_sparse_step"]
     is_sparse = [i not in dense_layers and count > 0 and (i + 1) % every == 0 for i in range(s.layers)]
@@ -294,7 +297,7 @@ def _qwen3_moe(s: _Sizes) -> _Skeleton:
 def _mixtral(s: _Sizes) -> _Skeleton:
     count = s.config["num_local_experts"]
     experts, resting = _experts(s, s.inner, count, s.config["num_experts_per_tok"])
-    layer = _Layer(_attention(s, False), 2 * s.hidden + count * s.hidden, experts, resting)
+    layer = _Layer(_attention(s, False), 2 * s.hidden + count * s.hidden, experts, resting, count)
     return _rms_model("MixtralForCausalLM", s, (layer,) * s.layers)
 
 

@@ -50,7 +50,7 @@ class ModelShape:
     `embedding` is the width of a word's embedding; `heads` are those of queries, `kv_heads` those of keys and values,
     all `head_width` wide; `max_positions` is None where the configuration names no limit. `family` is transformers'
     model type. `active_parameters` are those that one token passes through (fewer than `parameters` in a mixture of
-    experts).
+    experts). `experts` stand in a layer that has any, each `expert_width` wide inside.
     """
 
     architecture: str
@@ -70,6 +70,8 @@ class ModelShape:
     kv_heads: int
     head_width: int
     max_positions: int | None
+    experts: int = 0
+    expert_width: int = 0
 
     def select(self, roles: Iterable[str]) -> tuple[Site, ...]:
         """The sites with these roles: names of `ROLES`, a part ('attention', 'mlp'), 'linear' (all but the head), or

@@ -50,7 +50,9 @@ def advise(plans: Sequence[TechniquePlan], task: str, examples: int) -> Advice:
     others = [plan for plan in order[1:] if plan in equal]
     if others:
         names = " and ".join(plan.technique for plan in others)
-        reasons.append(f"{names} would be expected to do as well; {best.technique} costs less{_price(best, others[0])}.")
+        reasons.append(
+            f"{names} would be expected to do as well; {best.technique} costs less{_price(best, others[0])}."
+        )
     reasons.append(DECIDES)
     return Advice(best.technique, tuple(reasons), tuple(_cautions(best)), tuple(plan.technique for plan in order))
 
@@ -126,12 +128,14 @@ def _cautions(plan: TechniquePlan) -> list[str]:
     found = [] if plan.prior.caution is None else [f"{plan.technique}: {plan.prior.caution}."]
     assert plan.chosen is not None
     if plan.steps < _FEW_STEPS:
-        found.append(f"{plan.steps} optimizer steps are few: techniques that start slowly may look worse than they are.")
+        found.append(
+            f"{plan.steps} optimizer steps are few: techniques that start slowly may look worse than they are."
+        )
     merge = plan.chosen.phases.get("merge")
     if merge is not None and merge > plan.chosen.room_bytes:
         found.append(
-            f"Merging it into the base needs {format_bytes(merge)}, which is not here: merge on another machine, or use "
-            "it unmerged."
+            f"Merging it into the base needs {format_bytes(merge)}, which is not here: merge on another machine, or "
+            "use it unmerged."
         )
     return found
 
@@ -141,7 +145,9 @@ def _what_would_help(plans: Sequence[TechniquePlan]) -> list[str]:
     if not able:
         return ["None of the techniques can be run on this base."]
     near = min(able, key=lambda plan: plan.least_bytes)
-    words = [f"Nothing fits. {near.technique} comes nearest: with every saving it needs {format_bytes(near.least_bytes)}."]
+    words = [
+        f"Nothing fits. {near.technique} comes nearest: with every saving it needs {format_bytes(near.least_bytes)}."
+    ]
     wide = [plan for plan in able if plan.devices_needed is not None]
     if wide:
         few = min(wide, key=lambda plan: (plan.devices_needed or 0, plan.peak_bytes))

@@ -3,10 +3,10 @@
 1. Matrix products of a training's shapes, each with a weight that is not in a cache. A `ProductTime` is fitted to them,
    by least squares on relative errors.
 2. Attention on blocks of 128 rows with an additive mask, forward and backward.
-3. Real training steps of a small random llama, from 24 to 512 rows. Products cost more there than alone (allocation,
+3. Real training steps of small random llamas, from 24 to 720 rows. Products cost more there than alone (allocation,
    caches that others use); by how much, what a moved byte and what a call costs is fitted to the steps' times. So all
    that a step does besides is in these numbers, wherever it comes from.
-4. The optimizer's step, with few large and many small tensors.
+4. The optimizer's step, with few large and many small tensors; and making a layer's weight out of 4 bits.
 
 What is found lies in the user's cache folder, for each machine, device, number of threads and version of torch.
 """
@@ -36,6 +36,7 @@ from heptune.engine.optimizer import adamw
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.embedded import cache_folder
+from heptune.models.quantization import QuantizedLinear, require_library
 from heptune.planning.counting import WorkCounter
 from heptune.planning.forms import Work
 from heptune.planning.rates import UPDATE_BYTES, ProductTime, Rates
@@ -43,7 +44,7 @@ from heptune.runs.files import read_json, write_json
 from heptune.tasks.example import Example
 
 # Counts up whenever what is measured changes, so that older files are not used.
-VERSION = 1
+VERSION = 2
 
 
 def calibrated(name: str, device: torch.device, dtype: str, *, again: bool, listener: Listener = ignore) -> Rates:
@@ -90,7 +91,8 @@ def measure(device: torch.device, dtype: torch.dtype = torch.float32) -> Rates:
         product = fit_products(_timed_products(device, dtype))
         attention_flops_s = _attention(device, dtype)
         moved_bytes_s, operation_s = _simple_operations(device, dtype)
-        alone = Rates(product, attention_flops_s, moved_bytes_s, operation_s, moved_bytes_s, operation_s)
+        dequantized = _dequantized(device, dtype, moved_bytes_s)
+        alone = Rates(product, attention_flops_s, moved_bytes_s, operation_s, moved_bytes_s, operation_s, dequantized)
         steps, updates = _steps(device, dtype)
         rates = fit_steps(alone, steps)
         update_bytes_s, update_tensor_s = fit_updates(updates)
@@ -216,6 +218,19 @@ def _simple_operations(device: torch.device, dtype: torch.dtype) -> tuple[float,
     return 3 * large.numel() * large.itemsize / _seconds(lambda: large + large, device, least=8), call
 
 
+def _dequantized(device: torch.device, dtype: torch.dtype, moved_bytes_s: float) -> float:
+    """Weights per second that are made out of 4 bits; where bitsandbytes is missing, what was usual beside moving."""
+    try:
+        require_library()
+    except HeptuneError:
+        return moved_bytes_s / _MOVED_FOR_A_WEIGHT
+    layer = QuantizedLinear(nn.Linear(576, 1536).to(device=device, dtype=dtype))
+    return 576 * 1536 / _seconds(layer.matrix, device)
+
+
+# Bytes of an addition in the time of one weight: 6.5e8 weights and 2e11 bytes in a second on two cores.
+_MOVED_FOR_A_WEIGHT = 300
+
 # --- real steps -------------------------------------------------------------------------------------------------------
 
 
@@ -236,9 +251,10 @@ class TimedUpdate:
     seconds: float
 
 
-# Technique and rows of each pass.
-_PASSES = (("lora", (24, 56, 112, 240, 480)), ("full", (24, 112, 240)))
+# Technique, hidden width, and rows of each pass. In the narrow model products weigh less beside all else.
+_PASSES = (("lora", 576, (24, 112, 480)), ("full", 576, (112,)), ("lora", 192, (24, 720)))
 _LAYERS = 4
+_VOCABULARY = 8192
 _TARGETS = 4
 
 
@@ -246,14 +262,14 @@ def _steps(device: torch.device, dtype: torch.dtype) -> tuple[list[TimedStep], l
     """Passes and updates of a small random llama, timed; median of three after one that does not count."""
     steps, updates = [], []
     settings = Settings()
-    for technique, sizes in _PASSES:
-        anatomy = dissect(_small_llama(device, dtype))
+    for technique, width, sizes in _PASSES:
+        anatomy = dissect(_small_llama(width, device, dtype))
         forward = Forward(anatomy)
         attached = techniques.build(technique).attach(anatomy, 0)
         parameters = attached.parameters
         optimizer = adamw(parameters, 0.0)
         for rows in sizes:
-            examples = list(_examples(rows))
+            examples = list(_examples(rows, _VOCABULARY))
 
             def run(forward: Any = forward, attached: Any = attached, examples: Any = examples) -> None:
                 accumulate(forward, attached, examples, settings, 0)
@@ -272,27 +288,28 @@ def _steps(device: torch.device, dtype: torch.dtype) -> tuple[list[TimedStep], l
     return steps, updates
 
 
-def _small_llama(device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _small_llama(width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    heads = width // 64
     config = LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
         num_hidden_layers=_LAYERS,
-        vocab_size=8192,
-        num_attention_heads=9,
-        num_key_value_heads=3,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 3,
+        vocab_size=_VOCABULARY,
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
 
 
-def _examples(rows: int) -> Iterator[Example]:
+def _examples(rows: int, vocabulary: int) -> Iterator[Example]:
     """Examples of random tokens with about that many rows: 8, or fewer where they would be shorter than 12 tokens."""
     count = max(1, min(8, rows // 12))
     draw = np.random.default_rng(rows)
     for number in range(count):
-        tokens = tuple(map(int, draw.integers(100, 8000, rows // count + 1)))
+        tokens = tuple(map(int, draw.integers(0, vocabulary, rows // count + 1)))
         yield Example(tokens, tuple(t >= len(tokens) - _TARGETS for t in range(len(tokens))), number)
 
 
@@ -312,13 +329,13 @@ def fit_steps(alone: Rates, steps: Sequence[TimedStep]) -> Rates:
         rows = np.concatenate([matrix * weight[:, None], drawn])
         found = _non_negative(rows, np.concatenate([wanted * weight, np.full(3, _DRAWN)]))
         weight = 1 / np.sqrt(np.maximum(np.abs(matrix @ found - wanted), 0.02) / 0.02)
-    more, move, call = map(float, found)
+    more, move, call = (max(float(cost), _LEAST) for cost in found)
     product = ProductTime(*(more * getattr(alone.product, name) for name in ProductTime.__dataclass_fields__))
     return replace(
         alone,
         product=product,
-        moved_bytes_s=alone.moved_bytes_s / max(move, _LEAST),
-        operation_s=alone.operation_s * max(call, _LEAST),
+        moved_bytes_s=alone.moved_bytes_s / move,
+        operation_s=alone.operation_s * call,
     )
 
 

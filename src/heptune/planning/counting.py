@@ -1,4 +1,4 @@
-"""Counts the work of a real pass, operation by operation, by the rules that the forms follow (see `planning/forms.py`)."""
+"""Counts the work of a real pass, operation by operation, by the rules of `planning/forms.py`."""
 
 from __future__ import annotations
 

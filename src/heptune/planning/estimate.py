@@ -11,10 +11,11 @@ them, on one device or several:
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -29,7 +30,7 @@ from heptune.planning.forms import Pass, StepForm, sizes_of, virtual_tokens
 from heptune.planning.memory import TRAINED_BYTES, Memory, base_bytes, phases, training_memory
 from heptune.planning.target import Target
 from heptune.planning.time import step_seconds, validation_seconds
-from heptune.planning.workload import PADDED_FAMILIES, Layout, Placement, Workload, lay_out
+from heptune.planning.workload import PADDED_FAMILIES, Layout, Placement, Workload, lay_out, lay_out_scoring
 from heptune.techniques._cost import Cost
 
 ONE, PARALLEL, SHARDED = "one device", "data parallel", "fully sharded"
@@ -53,7 +54,8 @@ class Candidate:
         """From a technique's name, or from its settings (`heptune.Lora(rank=64)`)."""
         if isinstance(technique, str):
             return cls(technique, techniques.defaults(technique), techniques.capabilities(technique))
-        return cls(technique.name, {f.name: getattr(technique, f.name) for f in fields(technique)}, technique.capabilities)
+        settings = {f.name: getattr(technique, f.name) for f in fields(technique)}
+        return cls(technique.name, settings, technique.capabilities)
 
     @property
     def placement(self) -> Placement:
@@ -122,7 +124,14 @@ class Estimator:
 
     def __init__(self, base: BaseFacts, workload: Workload, place: Target) -> None:
         self.base, self.workload, self.target = base, workload, place
-        self.layout = lru_cache(maxsize=256)(self._layout)
+        self._layouts = lru_cache(maxsize=256)(self._lay_out)
+        self._scoring = lru_cache(maxsize=32)(self._lay_out_scoring)
+
+    def on(self, devices: int) -> Estimator:
+        """The same on that many devices; what was laid out stays."""
+        other = copy.copy(self)
+        other.target = replace(self.target, devices=devices)
+        return other
 
     @cached_property
     def shape(self) -> ModelShape:
@@ -150,8 +159,8 @@ class Estimator:
         longest = self.layout(candidate.placement, settings).longest_example
         if limit is not None and candidate.positions + longest > limit:
             raise TechniqueError(
-                f"the longest example has {longest} tokens and the technique takes {candidate.positions} positions, but "
-                f"the base has {limit}; plan with --max-length {limit - candidate.positions}"
+                f"the longest example has {longest} tokens and the technique takes {candidate.positions} positions, "
+                f"but the base has {limit}; plan with --max-length {limit - candidate.positions}"
             )
 
     def form(self, candidate: Candidate, settings: Settings) -> StepForm:
@@ -168,34 +177,48 @@ class Estimator:
             _Frozen({}) if self.base.form_family != self.shape.family else _Frozen(self.base.config),
         )
 
-    def _layout(self, placement: Placement, settings: Settings) -> Layout:
-        return lay_out(self.workload, settings, placement, self.base.form_family in PADDED_FAMILIES)
+    def layout(self, placement: Placement, settings: Settings) -> Layout:
+        """The passes of a training with these settings."""
+        # What a layout does not depend on is taken out, so that one stands for all.
+        return self._layouts(placement, replace(settings, recompute=False, quantize=None))
+
+    def _lay_out(self, placement: Placement, settings: Settings) -> Layout:
+        scoring = self._scoring(placement, settings.max_length, settings.share)
+        return lay_out(self.workload, settings, placement, scoring, self._padded)
+
+    def _lay_out_scoring(self, placement: Placement, max_length: int, share: bool) -> tuple[Pass, ...]:
+        return lay_out_scoring(self.workload, max_length, placement, share, self._padded)
+
+    @property
+    def _padded(self) -> bool:
+        return self.base.form_family in PADDED_FAMILIES
 
     def estimate(self, candidate: Candidate, settings: Settings, strategy: str = ONE) -> Estimate:
         """Memory and time of a training with these settings."""
         shape, cost, form = self.shape, self.cost(candidate), self.form(candidate, settings)
         layout = self.layout(candidate.placement, settings)
         width, quantized = _BYTES[self.dtype(candidate)], self.quantized(candidate, settings)
-        shared = {"dtype_bytes": width, "quantized": quantized}
 
         def sizes(one: Pass) -> dict[str, float]:
             return sizes_of(shape, candidate.settings, one)
 
+        def training(one: Pass) -> Memory:
+            return training_memory(shape, cost, form, sizes(one), dtype_bytes=width, quantized=quantized)
+
         memory, largest = max(
-            ((training_memory(shape, cost, form, sizes(one), **shared), one) for one in layout.largest),
+            ((training(one), one) for one in layout.largest),
             key=lambda pair: pair[0].total,
         )
-        scoring = max(
-            layout.scoring or (largest,), key=lambda one: form.forward_bytes(sizes(one), shape.layers)
-        )
+        scoring = max(layout.scoring or (largest,), key=lambda one: form.forward_bytes(sizes(one), shape.layers))
         live = phases(
             shape,
             cost,
             form,
             sizes(largest),
             sizes(scoring),
+            dtype_bytes=width,
+            quantized=quantized,
             mergeable="mergeable" in candidate.capabilities,
-            **shared,
         )
         standing = memory.weights + memory.optimizer
         if strategy == SHARDED:
@@ -204,6 +227,7 @@ class Estimator:
         if self.target.kind == "cuda":
             live["save"] = standing  # what is written is copied to the host first
         held = {name: self.target.held_bytes(size, min(size, standing)) for name, size in live.items()}
+        held["load"] = self.target.held_bytes(live["load"], live["load"])  # nothing is freed in between
         return Estimate(
             strategy=strategy,
             memory=memory,
@@ -324,7 +348,7 @@ def _form(
     from heptune.planning.trace import trace
 
     if family not in CONFIG_MAPPING:
-        raise BaseModelError(f"no formulas of memory and work are known for {family}; such a base cannot be planned yet")
+        raise BaseModelError(f"no formulas of memory and work are known for {family}; it cannot be planned yet")
     architecture = CONFIG_MAPPING[family].from_dict(dict(config)) if config else family
     named = layers if settings.get("leave_out") else None
     return trace(
@@ -367,10 +391,10 @@ class Serving:
     def words(self) -> str:
         """In a few words."""
         if self.merged:
-            return "none: merges into the base"
+            return "nothing"
         if self.positions:
-            return f"{self.positions} positions a request"
-        return f"{self.token_flops / 1e6:.3g} MFLOP a token"
+            return f"{self.positions} positions"
+        return f"{self.token_flops / 1e6:.3g} MFLOP/token"
 
 
 def serving(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: str) -> Serving:
@@ -384,4 +408,3 @@ def serving(candidate: Candidate, cost: Cost, shape: ModelShape, dtype: str) -> 
         looked_at = 4 * shape.layers * shape.heads * shape.head_width * candidate.positions
         return Serving(False, candidate.positions, kept * width, looked_at)
     return Serving(False, 0, 0, 2 * cost.trainable)
-

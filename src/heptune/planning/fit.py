@@ -84,9 +84,13 @@ def smallest_change(estimator: Estimator, candidate: Candidate, settings: Settin
     quantizing = [settings.quantize, "nf4"] if may_quantize else [settings.quantize]
 
     def changed(micro: int | None, recompute: bool, quantize: str | None, length: int | None) -> Settings:
-        given = {"micro_tokens": micro, "max_length": length}
-        kept = {name: value for name, value in given.items() if value is not None}
-        return replace(settings, recompute=recompute, quantize=quantize, **kept)
+        return replace(
+            settings,
+            micro_tokens=micro or settings.micro_tokens,
+            recompute=recompute,
+            quantize=quantize,
+            max_length=length or settings.max_length,
+        )
 
     nearest: Fitted | None = None
     options: list[tuple[int, int, Settings, str]] = []
@@ -118,7 +122,7 @@ def devices_needed(estimator: Estimator, candidate: Candidate, settings: Setting
         return None
     count = 2
     while count <= _MOST_DEVICES:
-        wider = Estimator(estimator.base, estimator.workload, replace(estimator.target, devices=count))
+        wider = estimator.on(count)
         if count > estimator.target.devices and wider.estimate(candidate, settings, SHARDED).fits:
             return count
         count *= 2

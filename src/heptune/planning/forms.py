@@ -18,7 +18,7 @@ polynomials, like 4*T*d + 8*T*f, in these sizes:
     k    keys that the widest block meets          r    rank           m    units of a bottleneck
     N    attention blocks                          P    virtual tokens
     g    as k, where keys are gathered: copied     e    width of a prompt encoder
-    j    k + P
+    j    k + P                                     X    experts        w    width of an expert
 
     R, Rp, Rg, Rj, Rk: the sums over all blocks but one of rows, rows * keys, gathered keys, rows * (keys + P), and
     keys + P
@@ -44,6 +44,9 @@ CHUNK_ELEMENTS = 1 << 23
 
 # A monomial is written 'T*d', the constant one ''. A polynomial gives each its coefficient.
 Polynomial = dict[str, float]
+
+# A trained parameter is float32, and so is its gradient.
+GRADIENT_BYTES = 4
 
 PARTS = ("activations", "logits", "gradients", "workspace")
 
@@ -96,7 +99,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Work:
-    """One forward and backward pass, the optimizer's step included.
+    """One forward and backward pass; the optimizer's step is not in it.
 
     `attention_flops`: floating point operations of attention's own products. `moved_bytes`: bytes that all other
     operations read and write. `operations`: how many operations are called, products included, views not.
@@ -114,6 +117,11 @@ class Line:
 
     base: dict[str, Polynomial]
     slope: dict[str, Polynomial]
+
+    @property
+    def newest(self) -> Polynomial:
+        """One gradient of each size that there is: float32 has 4 bytes."""
+        return {m: float(GRADIENT_BYTES) for m in (*self.base.get("gradients", {}), *self.slope.get("gradients", {}))}
 
     def parts(self, sizes: Mapping[str, float], more: float) -> dict[str, float]:
         """Bytes of each part with `more` layers than L0."""
@@ -162,17 +170,28 @@ class StepForm:
     counted: Counted
     forward_counted: Counted
 
-    def live_bytes(self, sizes: Mapping[str, float], layers: int) -> float:
+    def live_bytes(self, sizes: Mapping[str, float], layers: int, accumulating: bool = False) -> float:
         """The peak of what the step allocates beyond parameters, buffers and optimizer state, gradients included."""
-        return sum(self.parts(sizes, layers).values())
+        return sum(self.parts(sizes, layers, accumulating).values())
 
-    def parts(self, sizes: Mapping[str, float], layers: int) -> dict[str, float]:
+    def parts(self, sizes: Mapping[str, float], layers: int, accumulating: bool = False) -> dict[str, float]:
         """What is alive at the peak, in bytes.
 
         activations: kept by the forward pass for the backward pass. logits: a chunk of them and what is made of it.
         gradients: of the trained parameters. workspace: everything else.
+
+        `accumulating`: the pass is not the step's first. All gradients are there from its beginning, and each new one
+        stands beside them until it is added: at most as much as the largest.
         """
-        return self._peak(self.lines, sizes, layers)
+        if not accumulating:
+            return self._peak(self.lines, sizes, layers)
+        more = self._more(layers)
+        moments = [line.parts(sizes, more) for line in self.lines]
+        everything = max(parts["gradients"] for parts in moments)
+        largest = max((value({m: c}, sizes) for line in self.lines for m, c in line.newest.items()), default=0.0)
+        for parts in moments:
+            parts["gradients"] = everything + min(parts["gradients"], largest)
+        return max(moments, key=lambda parts: sum(parts.values()))
 
     def forward_bytes(self, sizes: Mapping[str, float], layers: int) -> float:
         """The peak of what a pass without gradient allocates."""
@@ -184,7 +203,7 @@ class StepForm:
         return value(base, sizes) + self._more(layers) * value(slope, sizes)
 
     def work(self, sizes: Mapping[str, float], layers: int) -> Work:
-        """The work of a forward and backward pass and of the optimizer's step."""
+        """The work of a forward and backward pass."""
         return self.counted.work(sizes, self._more(layers))
 
     def forward_work(self, sizes: Mapping[str, float], layers: int) -> Work:
@@ -287,6 +306,8 @@ def sizes_of(shape: ModelShape, settings: Mapping[str, Any], batch: Pass) -> dic
         "G": shape.heads / shape.kv_heads,
         "D": float(shape.head_width),
         "E": float(shape.embedding),
+        "X": float(shape.experts),
+        "w": float(shape.expert_width),
         "r": float(settings.get("rank", 0)),
         "P": float(positions),
         "e": float(encoder),
@@ -320,9 +341,9 @@ def virtual_tokens(settings: Mapping[str, Any]) -> int:
 
 
 def mlp_width(shape: ModelShape) -> int:
-    """f: what the MLP's last matrix reads; 0 where the architecture has no such site."""
+    """f: what the MLP's last matrix reads; where there are experts alone, what an expert's does."""
     found = (site for site in shape.sites if site.role in ("mlp.down", "mlp.up", "mlp.gate"))
     site = next(found, None)
     if site is None:
-        return 0
+        return shape.expert_width
     return site.in_features if site.role == "mlp.down" else site.out_features

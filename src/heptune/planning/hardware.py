@@ -1,4 +1,4 @@
-"""The machines that a training can be planned for: this one, and known accelerators. Imports no torch before it must."""
+"""The machines that trainings are planned for: this one, and known accelerators. Imports no torch before it must."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ ATTENTION_SHARE = 0.3
 BANDWIDTH_SHARE = 0.8
 # Each operation that Python starts on a GPU, in seconds: a kernel's start is 4 to 5, PyTorch's own way there as much.
 OPERATION_S = 1e-5
+# What is read of a weight in 4 bits, its block's maximum included (models/quantization.py).
+NF4_BYTES = 4.127 / 8
 # What links between devices reach of their peak.
 INTERCONNECT_SHARE = 0.7
 
@@ -163,6 +165,7 @@ def _assumed(flops_s: float, bandwidth_s: float, width: int) -> Rates:
         operation_s=OPERATION_S,
         update_bytes_s=moved,
         update_tensor_s=0.0,
+        dequantized_elements_s=moved / (width + NF4_BYTES),
     )
 
 

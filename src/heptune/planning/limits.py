@@ -19,7 +19,7 @@ class Memory:
 
 
 def memory(root: Path = Path("/")) -> Memory:
-    """This machine's memory within the limits of control groups (containers, batch systems). `root` is for tests."""
+    """The machine's memory within the limits of control groups (containers, batch systems). `root` is for tests."""
     total, available = _of_machine(root)
     for limit, used in _groups(root):
         total, available = min(total, limit), min(available, max(0, limit - used))
@@ -47,10 +47,7 @@ def _physical() -> int:
             _fields_ = (
                 ("length", ctypes.c_ulong),
                 ("load", ctypes.c_ulong),
-                *(
-                    (name, ctypes.c_ulonglong)
-                    for name in ("total", "free", "pages", "freepages", "all", "left", "more")
-                ),
+                *((name, ctypes.c_ulonglong) for name in ("total", "free", "pages", "left", "all", "rest", "more")),
             )
 
         status = Status(length=ctypes.sizeof(Status))

@@ -48,9 +48,10 @@ def training_memory(
     *,
     dtype_bytes: float,
     quantized: bool,
+    accumulating: bool = False,
 ) -> Memory:
-    """What is alive at the peak of a training step."""
-    parts = form.parts(sizes, shape.layers)
+    """What is alive at the peak of a training step. `accumulating`: it has more than one pass."""
+    parts = form.parts(sizes, shape.layers, accumulating)
     weights = base_bytes(shape, dtype_bytes=dtype_bytes, quantized=quantized)
     return Memory(
         weights=weights + round(form.attached_bytes(sizes, shape.layers)),

@@ -303,8 +303,8 @@ def _notes(facts: BaseFacts, place: Target, cut_share: float, settings: Settings
         notes.append(f"{facts.name}: {facts.note}.")
     if facts.entry is not None and facts.entry.why_form is not None:
         notes.append(
-            f"Memory and work of {facts.name} follow the formulas of {facts.form_family}, its nearest relative that could "
-            f"be run: {facts.entry.why_form}."
+            f"Memory and work of {facts.name} follow the formulas of {facts.form_family}, its nearest relative that "
+            f"could be run: {facts.entry.why_form}."
         )
     if place.devices > 1:
         notes.append("Heptune trains on one device so far: what is said of several is what such a training would take.")

@@ -109,7 +109,7 @@ def remember(entry: Entry) -> Path:
 
 
 def own(task: str | None = None) -> list[Entry]:
-    """This machine's own results, of one kind of task or all; lines that cannot be read are passed over."""
+    """Results of this machine's own races, of one kind of task or all; lines that cannot be read are passed over."""
     path = cache_folder() / _RACES_FILE
     found = []
     for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
@@ -129,7 +129,7 @@ def published() -> tuple[Comparison, ...]:
 
 
 def of_races() -> list[Comparison]:
-    """This machine's own races as comparisons."""
+    """The machine's own races as comparisons."""
     races: dict[str, list[Entry]] = {}
     for entry in own():
         races.setdefault(entry.race, []).append(entry)

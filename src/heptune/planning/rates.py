@@ -37,9 +37,10 @@ class Rates:
     """A machine's rates; one device of it.
 
     `attention_flops_s`: floating point operations per second inside attention. `moved_bytes_s`: bytes per second that
-    all other operations read and write. `operation_s`: seconds of each called operation beside what it computes: Python,
-    the dispatcher, autograd's bookkeeping, or a kernel's start. `update_bytes_s`: bytes per second of the optimizer's
-    step; `update_tensor_s`: its seconds for each trained tensor.
+    all other operations read and write. `operation_s`: seconds of each called operation beside what it computes:
+    Python, the dispatcher, autograd's bookkeeping, or a kernel's start. `update_bytes_s`: bytes per second of the
+    optimizer's step; `update_tensor_s`: its seconds for each trained tensor. `dequantized_elements_s`: weights per
+    second that are made out of 4 bits.
     """
 
     product: ProductTime
@@ -48,6 +49,7 @@ class Rates:
     operation_s: float
     update_bytes_s: float
     update_tensor_s: float
+    dequantized_elements_s: float
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from heptune.core.errors import BaseModelError
+from heptune.models.anatomy import dissect
 from heptune.models.quiet import quiet
 
 
@@ -37,13 +38,15 @@ class Sizes:
     keys: tuple[int, int, int]  # and the keys they meet
     C: int
     c: int
+    X: int  # experts
+    w: int  # and their width
 
 
 # Three are needed to tell one product of sizes from another; the values have few factors in common.
 SPECIMENS = (
-    Sizes(120, 104, 2, 3, 8, 211, 5, 9, 7, 10, 3, 17, (29, 33, 24), (26, 57, 68), 11, 8),
-    Sizes(168, 136, 3, 2, 16, 251, 7, 11, 13, 14, 5, 11, (37, 27, 41), (34, 49, 81), 14, 9),
-    Sizes(280, 184, 5, 4, 24, 307, 9, 13, 10, 26, 4, 13, (31, 28, 35), (29, 46, 73), 13, 7),
+    Sizes(120, 104, 2, 3, 8, 211, 5, 9, 7, 10, 3, 17, (29, 33, 24), (26, 57, 68), 11, 8, 10, 48),
+    Sizes(168, 136, 3, 2, 16, 251, 7, 11, 13, 14, 5, 11, (37, 27, 41), (34, 49, 81), 14, 9, 13, 72),
+    Sizes(280, 184, 5, 4, 24, 307, 9, 13, 10, 26, 4, 13, (31, 28, 35), (29, 46, 73), 13, 7, 18, 112),
 )
 
 
@@ -54,20 +57,30 @@ def specimen(
 
     `tied`: whether the head is the embedding; None: as the configuration says.
     """
-    config = _config(architecture, sizes, layers, tied)
+    model = _build(_config(architecture, sizes, layers, tied, free=True), dtype)
+    anatomy = dissect(model)
+    reads = {site.in_features for site in anatomy.sites if site.role == "attention.o"}
+    if reads - {anatomy.shape.heads * anatomy.shape.head_width}:  # its heads are always hidden / heads wide
+        model = _build(_config(architecture, sizes, layers, tied, free=False), dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (ValueError, TypeError, KeyError, RuntimeError) as problem:
         raise BaseModelError(
             f"no small {config.model_type} could be made to count on: {str(problem).splitlines()[0]}; such a base "
             "cannot be planned yet"
         ) from problem
-    return model.eval().requires_grad_(False)
 
 
-def _config(architecture: str | PretrainedConfig, sizes: Sizes, layers: int, tied: bool | None) -> PretrainedConfig:
+def _config(
+    architecture: str | PretrainedConfig, sizes: Sizes, layers: int, tied: bool | None, free: bool
+) -> PretrainedConfig:
+    """`free`: the width of a head does not follow from the hidden width, where a configuration can say so."""
     if isinstance(architecture, str):
         if architecture not in CONFIG_MAPPING:
             raise BaseModelError(f"transformers knows no architecture {architecture!r}")
@@ -76,6 +89,11 @@ def _config(architecture: str | PretrainedConfig, sizes: Sizes, layers: int, tie
     else:
         kind, given = type(architecture), architecture.to_dict()
     names = {**{name: name for name in given}, **{new: old for new, old in kind.attribute_map.items() if old in given}}
+    if free and "num_key_value_heads" in names:
+        names.setdefault("head_dim", "head_dim")
+    elif not free:
+        names.pop("head_dim", None)
+        given.pop("head_dim", None)
     changes = {names[name]: new for name, new in _replaced(given, names, sizes, layers).items() if name in names}
     if tied is not None:
         changes["tie_word_embeddings"] = tied
@@ -86,11 +104,10 @@ def _config(architecture: str | PretrainedConfig, sizes: Sizes, layers: int, tie
 
 def _replaced(given: dict[str, Any], names: dict[str, str], sizes: Sizes, layers: int) -> dict[str, Any]:
     """The new value of every size that a configuration may have."""
-    separate = "head_dim" in given  # else a head is hidden / heads wide
     grouped = "num_key_value_heads" in given
     kv_heads, groups = sizes.K, sizes.G if grouped else 1
     heads = kv_heads * groups
-    hidden = sizes.d if separate else heads * sizes.D
+    hidden = sizes.d if "head_dim" in names else heads * sizes.D
     found: dict[str, Any] = {
         "hidden_size": hidden,
         "intermediate_size": sizes.f,
@@ -101,6 +118,8 @@ def _replaced(given: dict[str, Any], names: dict[str, str], sizes: Sizes, layers
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": sizes.D,
+        **dict.fromkeys(("num_local_experts", "n_routed_experts", "num_experts"), sizes.X),
+        "moe_intermediate_size": sizes.w,
         "vocab_size": sizes.V,
         "max_position_embeddings": 512,
         "original_max_position_embeddings": 512,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from math import gcd, prod
 
 from heptune.planning.forms import Polynomial
@@ -17,6 +17,8 @@ from heptune.planning.forms import Polynomial
 _COEFFICIENTS = (1, 2, 4, 8, 12, 16, 24, 32, 3, 6)
 # The denominators (64: a block of weights in 4 bits) and the size that a product's own coefficient may have.
 _DENOMINATORS, _LARGEST_COEFFICIENT = (1, 2, 3, 4, 8, 16, 32, 64), 4096
+# How many matrices are stacked: experts.
+_STACK = "X"
 # Bytes below which a storage that nothing explains is taken for a constant.
 _SMALL = 4096
 # What a kernel's own buffers may grow with.
@@ -25,7 +27,7 @@ _OF_KERNELS = ("P*e", "P*d", "T", "T*d")
 
 class Symbols:
     """Sizes with their values in each specimen. `rows` are counts of rows, `widths` of features; a product has at most
-    two of each."""
+    two of each, and those of stacked matrices a third: X."""
 
     def __init__(self, rows: Mapping[str, Sequence[int]], widths: Mapping[str, Sequence[int]]) -> None:
         self.values = {**rows, **widths}
@@ -33,7 +35,8 @@ class Symbols:
         self._found: dict[tuple[int, ...], Polynomial | None] = {}
         self._simple: list[tuple[str, tuple[int, ...]]] = []
         products = []
-        for features in _products(widths):
+        stacked = [(_STACK, a, b) for a, b in combinations(widths, 2)] if _STACK in widths else []
+        for features in [*_products(widths), *stacked]:
             for counts in _products(rows):
                 names = (*counts, *features)
                 columns = [self.values[name] for name in names]
@@ -53,7 +56,7 @@ class Symbols:
         return self._found[key]
 
     def nearest(self, counts: Sequence[int]) -> Polynomial:
-        """What is near, and never less, where `find` finds nothing: a kernel's own buffers, rounded up to whole pages."""
+        """What is near, and never less, where `find` finds nothing: a kernel's own buffers, rounded up to pages."""
         if max(counts) < _SMALL:
             return {"": float(max(counts))}
 

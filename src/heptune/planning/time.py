@@ -1,6 +1,7 @@
 """How long a training step takes on a machine. Imports no torch.
 
     pass   = sum over products of their time  +  attention flops / rate  +  moved bytes / rate  +  operations * overhead
+             + weights made out of 4 bits / rate
     update = trained elements * UPDATE_BYTES / rate  +  trained tensors * overhead
     step   = passes + update, divided by the devices, + what they tell each other
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from heptune.models.shape import ModelShape
 from heptune.planning.forms import Work
 from heptune.planning.hardware import Machine
 from heptune.planning.rates import UPDATE_BYTES
@@ -20,8 +22,9 @@ from heptune.planning.rates import UPDATE_BYTES
 _GRADIENT_BYTES = 4
 
 
-def pass_seconds(work: Work, machine: Machine) -> float:
-    """The time of one pass (forward and backward, or forward alone) on one device."""
+def pass_seconds(work: Work, machine: Machine, dequantized: float = 0.0) -> float:
+    """The time of one pass (forward and backward, or forward alone) on one device. `dequantized`: how many weights are
+    made out of 4 bits in it (see `dequantized_weights`)."""
     rates = machine.rates
     products = sum(p.count * rates.product.seconds(p.m, p.k, p.n) for p in work.products)
     return (
@@ -29,7 +32,15 @@ def pass_seconds(work: Work, machine: Machine) -> float:
         + work.attention_flops / rates.attention_flops_s
         + work.moved_bytes / rates.moved_bytes_s
         + work.operations * rates.operation_s
+        + dequantized / rates.dequantized_elements_s
     )
+
+
+def dequantized_weights(shape: ModelShape, *, backward: bool = True, recompute: bool = False) -> int:
+    """How many weights a pass makes out of 4 bits where the base is quantized: every linear site but the head, once
+    forward, once backward, and once more where activations are computed again."""
+    times = 1 + backward + (backward and recompute)
+    return times * sum(site.in_features * site.out_features for site in shape.sites if site.role != "head")
 
 
 def optimizer_seconds(trainable: float, machine: Machine, tensors: int = 1) -> float:
@@ -43,8 +54,9 @@ def step_seconds(
     machine: Machine,
     tensors: int = 1,
     sharded_bytes: float | None = None,
+    dequantized: float = 0.0,
 ) -> float:
-    """The time of one optimizer step of these passes.
+    """The time of one optimizer step of these passes, each of which makes `dequantized` weights out of 4 bits.
 
     On several devices each takes its share of the passes, and the gradients are summed over all of them (data
     parallel). With `sharded_bytes`, the bytes of all weights, each device holds its share of weights and moments alone
@@ -52,7 +64,7 @@ def step_seconds(
     """
     works = list(passes)
     devices = machine.devices
-    computing = sum(pass_seconds(work, machine) for work in works) / devices
+    computing = sum(pass_seconds(work, machine, dequantized) for work in works) / devices
     if devices == 1:
         return computing + optimizer_seconds(trainable, machine, tensors)
     if sharded_bytes is None:
@@ -71,9 +83,9 @@ def step_seconds(
     )
 
 
-def validation_seconds(passes: Iterable[Work], machine: Machine) -> float:
+def validation_seconds(passes: Iterable[Work], machine: Machine, dequantized: float = 0.0) -> float:
     """The time of scoring with these passes (forward alone), shared among the devices."""
-    return sum(pass_seconds(work, machine) for work in passes) / machine.devices
+    return sum(pass_seconds(work, machine, dequantized) for work in passes) / machine.devices
 
 
 def _all_reduce(size: float, machine: Machine) -> float:

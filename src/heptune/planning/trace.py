@@ -68,7 +68,7 @@ class _Call:
     read: tuple[int, ...]
     made: tuple[int, ...]
     product: tuple[int, int, int, int] | None  # how often, m, k, n
-    attention: int  # multiplications of attention, for its forward (x 2) or backward pass (x 5)
+    attention: int  # floating point operations of attention's kernel
 
 
 @dataclass
@@ -106,7 +106,8 @@ class _Recorder(LiveTracker):
             self.recording.events.append(("-", number, self.phase))
 
     def called(self, func: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> None:
-        if func.is_view or str(func).startswith("profiler."):
+        # The optimizer's step is one for all passes of a step, and counted apart (see `planning/time.py`).
+        if func.is_view or str(func).startswith("profiler.") or self.phase == _OPTIMIZER:
             return
         name = str(func)
         read, wrote = (tuple(t.numel() * t.itemsize for t in group) for group in (given, made))
@@ -121,13 +122,13 @@ class _Recorder(LiveTracker):
 
 def _product(name: str, given: list[torch.Tensor]) -> tuple[int, int, int, int] | None:
     kind = name.removeprefix("aten.").partition(".")[0]
-    if kind in ("mm", "bmm"):
+    if kind in ("mm", "bmm", "_grouped_mm"):
         left, right = given[0], given[1]
     elif kind in ("addmm", "addmm_", "baddbmm", "baddbmm_"):
         left, right = given[1], given[2]
     else:
         return None
-    count = left.shape[0] if left.ndim == 3 else 1
+    count = left.shape[0] if left.ndim == 3 and kind != "_grouped_mm" else 1
     return count, left.shape[-2], left.shape[-1], right.shape[-1]
 
 
@@ -135,7 +136,8 @@ def _attention(name: str, given: list[torch.Tensor]) -> int:
     if "scaled_dot_product" not in name:
         return 0
     query, key = (given[1], given[2]) if "backward" in name else (given[0], given[1])
-    return (5 if "backward" in name else 2) * query.numel() * key.shape[-2]
+    # A multiplication and an addition each, in two products forward and five backward (the scores are made again).
+    return (10 if "backward" in name else 4) * query.numel() * key.shape[-2]
 
 
 @dataclass(frozen=True)
@@ -341,6 +343,8 @@ def _values(sizes: Sizes, shape: Any, blocks: int, placement: Any, forest: bool)
         "e": sizes.e,
         "G": shape.heads // shape.kv_heads,
         "E": shape.embedding,
+        "X": sizes.X,
+        "w": sizes.w,
     }
     if not forest:
         return {**found, "l": sizes.l}
@@ -593,6 +597,8 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
         "G": groups,
         "D": width,
         "E": d,
+        "X": between(2, 256),
+        "w": between(256, 16384),
         "r": between(1, 256),
         "P": positions,
         "e": between(16, 4096),

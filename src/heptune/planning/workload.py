@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from heptune import tasks
-from heptune.core.events import Listener, ignore
+from heptune.core.events import ignore
 from heptune.core.registry import unknown
 from heptune.data.parts import DataParts
 from heptune.data.record import Message, Record
@@ -29,7 +27,7 @@ from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate, Segment
 
-# Records that are encoded to count on, and how many of the longest of all others: enough for a sum within a few percent.
+# Records that are encoded to count on (sums come within a few percent), and how many of the longest of all.
 SAMPLED = 400
 LONGEST = 32
 JUDGED = 40  # validation records that are encoded
@@ -50,8 +48,8 @@ PADDED_FAMILIES = frozenset({"bloom", "codegen", "falcon", "gpt_neo", "gptj", "m
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples to count on. `train` stands for all training examples, `longest` are the longest of all, `judged` is what
-    one validation scores; `train_of` and `judged_of` say from how many records they were made."""
+    """Examples to count on. `train` stands for all training examples, `longest` are the longest of all, `judged` is
+    what one validation scores; `train_of` and `judged_of` say from how many records they were made."""
 
     train: tuple[Example, ...]
     longest: tuple[Example, ...]
@@ -191,41 +189,61 @@ def _characters(record: Record) -> int:
     return len(record.text or "") + sum(len(message.content) for message in record.messages)
 
 
-def lay_out(workload: Workload, settings: Settings, placement: Placement, padded: bool = False) -> Layout:
-    """The passes of a training with these settings; `padded`: the architecture cannot attend over a forest."""
+def lay_out(
+    workload: Workload,
+    settings: Settings,
+    placement: Placement,
+    scoring: tuple[Pass, ...] | None = None,
+    padded: bool = False,
+) -> Layout:
+    """The passes of a training with these settings; `padded`: the architecture cannot attend over a forest. `scoring`
+    is what `lay_out_scoring` gives, where that is known already."""
     encoded = workload.encode(settings.max_length)
     train = encoded.train
     lengths = [len(example.tokens) for example in train]
     batches = Batches(lengths, settings.seed, settings.batch_tokens, settings.batch_size)
     scale = workload.examples / encoded.train_of
 
-    def passes(examples: Sequence[Example], budget: int) -> Iterator[Pass]:
-        placed = [example.with_virtual_tokens(placement.front, placement.inner) for example in examples]
-        cut = forest.padded_portions(placed, budget) if padded else forest.portions(placed, budget, settings.share)
-        for portion in cut:
-            yield _padded_pass(portion) if padded else _forest_pass(portion, settings.share)
+    def passes(chosen: Sequence[Example]) -> Iterator[Pass]:
+        return _passes(chosen, settings.micro_tokens, placement, settings.share, padded)
 
     steps = batches.epoch(0)
     if len(steps) > 1 and scale > 1:  # the last step of a sample is cut off where the data goes on
         steps = steps[:-1]
     used = sum(len(step) for step in steps)
     scale *= len(train) / used
-    counted = tuple(p for step in steps for p in passes([train[i] for i in step], settings.micro_tokens))
+    counted = tuple(p for step in steps for p in passes([train[i] for i in step]))
     worst = _worst_step([*encoded.longest, *train], settings)
-    scored = tuple(passes(encoded.judged, SCORING_ROWS)) if encoded.judged else ()
+    if scoring is None:
+        scoring = lay_out_scoring(workload, settings.max_length, placement, settings.share, padded)
     return Layout(
         steps=max(1.0, len(steps) * scale),
         passes_per_step=len(counted) / len(steps),
         passes=counted,
         repeats=scale,
-        largest=_outstanding([*counted, *passes(worst, settings.micro_tokens)]),
-        scoring=scored,
+        largest=_outstanding([*counted, *passes(worst)]),
+        scoring=scoring,
         scoring_repeats=workload.validation / max(1, encoded.judged_of),
         tokens=scale * sum(lengths[i] for step in steps for i in step),
         supervised=scale * sum(train[i].targets for step in steps for i in step),
         longest_example=max(len(example.tokens) for example in (*encoded.longest, *train)),
         cut_share=sum(example.cut > 0 for example in train) / len(train),
     )
+
+
+def lay_out_scoring(
+    workload: Workload, max_length: int, placement: Placement, share: bool, padded: bool
+) -> tuple[Pass, ...]:
+    """The passes without gradient of a sample of one validation."""
+    return tuple(_passes(workload.encode(max_length).judged, SCORING_ROWS, placement, share, padded))
+
+
+def _passes(
+    examples: Sequence[Example], budget: int, placement: Placement, share: bool, padded: bool
+) -> Iterator[Pass]:
+    placed = [example.with_virtual_tokens(placement.front, placement.inner) for example in examples]
+    for portion in forest.padded_portions(placed, budget) if padded else forest.portions(placed, budget, share):
+        yield _padded_pass(portion) if padded else _forest_pass(portion, share)
 
 
 def _worst_step(examples: Sequence[Example], settings: Settings) -> list[Example]:

@@ -22,7 +22,7 @@ from heptune.planning.trace import trace
 
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gptj", "gpt_neox", "glm"),
-    *("glm4", "glm4_moe", "mixtral", "smollm3", "olmo2"),
+    *("glm4", "glm4_moe", "qwen3_moe", "mixtral", "smollm3", "olmo2"),
 )
 
 

@@ -68,7 +68,7 @@ def _technique(
         memory_bytes=max(result["peak_memory_bytes"] for result in results),
         artifact_bytes=max(result["artifact_bytes"] for result in results),
         serving=serving(entry, runs[0].manifest["trainable"], race.values["base"].get("parameters")),
-        candidate={"name": final["candidate"], "settings": entry["settings"]},
+        candidate=final["candidate"],
         metrics=_metrics(rows, weights),
         seeds=tuple(run["seed"] for run in final["runs"]),
         runs=tuple(run["run"] for run in final["runs"]),

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from heptune.core.events import (
     RungDecided,
     StageStarted,
 )
+from heptune.planning import priors
 from heptune.racing import work
 from heptune.racing.conclusion import conclude
 from heptune.racing.ladder import Standing, decide
@@ -224,6 +225,7 @@ class _Course:
         write_json(race.folder / "verdict.json", conclude(race))
         race.update(spent_s=self.spent)
         race.update(status="finished", cost=_cost(race))
+        _remember(race)
 
     def train(self, folders: Mapping[str, Path], until: int) -> None:
         """Everyone to a step. What fails is remembered by its run, what was lost by the race."""
@@ -338,6 +340,27 @@ def _begin_again(folder: Path, other: Path, seed: int) -> None:
         "validation_seed": manifest["settings"]["seed"],
     }
     Run.create(other, {**kept, **changed})
+
+
+def _remember(race: Race) -> None:
+    """What later plans on this machine take for their prior. A cache that cannot be written costs nothing else."""
+    values, verdict = race.values, race.verdict
+    scores = {each["name"]: each["score"]["value"] for each in verdict["contenders"] if each["kind"] == "technique"}
+    best = max(scores.values()) if verdict["higher_is_better"] else min(scores.values())
+    examples = len(values["split"]["train"])
+    with suppress(OSError):
+        for name, score in scores.items():
+            priors.remember(
+                priors.Entry(
+                    base=values["base"]["name"],
+                    task=values["task"]["name"],
+                    examples=examples,
+                    technique=name,
+                    score=score,
+                    best_score=best,
+                    race=f"{race.folder.resolve()} {values['created']}",
+                )
+            )
 
 
 def _cost(race: Race) -> dict[str, float]:

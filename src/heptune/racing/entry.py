@@ -49,7 +49,7 @@ class Terms:
 
     - `budget_s` or `budget_tokens`: wall time, or tokens trained on by all candidates together; None: no limit, every
       finalist trains for the settings' epochs
-    - `rates`: factors of each technique's own learning rate
+    - `rates`: factors of each technique's own learning rate; `words`: those that can start from a text do so once more
     - `finalists`, `seeds`: how many techniques reach the full length, and how often each is trained there
     - `test_limit`: the most test examples; None: all
     - `width`: candidates that train at a time, each with its share of `threads`; None: as memory and cores allow
@@ -58,6 +58,7 @@ class Terms:
     budget_s: float | None = None
     budget_tokens: int | None = None
     rates: tuple[float, ...] = RATES
+    words: bool = True
     finalists: int = 2
     seeds: int = 2
     test_limit: int | None = 1000
@@ -108,7 +109,7 @@ def enter(
     template = ChatTemplate(base.tokenizer)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
     words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
-    field = candidates(fitting, terms.rates, words)
+    field = candidates(fitting, terms.rates, words if terms.words else "")
     facts = forecast(base, began, field, problem, examples, settings, terms.test_limit, terms.width, listener)
     field = [candidate for candidate in field if candidate.technique.name in facts.plans]
     if terms.budget_s is not None:

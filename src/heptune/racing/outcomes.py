@@ -31,18 +31,23 @@ def outcomes(task: Any, scorer: Scorer, records: list[Record], what: str, listen
     tokens and their number, `weights`.
     """
     if isinstance(task, Classify):
-        log_p = normalised(scorer.labels(task, records, what, listener))
-        truth = np.array([task.labels.index(record.label or "") for record in records])
-        chosen = log_p.argmax(1)
-        return {
-            "chosen": chosen.tolist(),
-            "correct": (chosen == truth).astype(int).tolist(),
-            "log_p": log_p[np.arange(len(truth)), truth].tolist(),
-        }
+        return of_labels(task, scorer.labels(task, records, what, listener), records)
     examples = [e for i, r in enumerate(records) for e in task.encode(r, i, scorer.template, scorer.max_length)]
     examples = [example for example in examples if example.targets]
     losses = scorer.losses(examples, what, listener)
     return {"log_p": (-losses).tolist(), "weights": [example.targets for example in examples]}
+
+
+def of_labels(task: Classify, scores: np.ndarray, records: list[Record]) -> dict[str, Any]:
+    """The outcomes from every label's score, [n, labels]."""
+    log_p = normalised(scores)
+    truth = np.array([task.labels.index(record.label or "") for record in records])
+    chosen = log_p.argmax(1)
+    return {
+        "chosen": chosen.tolist(),
+        "correct": (chosen == truth).astype(int).tolist(),
+        "log_p": log_p[np.arange(len(truth)), truth].tolist(),
+    }
 
 
 def kept_outcomes(folder: Path) -> dict[str, Any]:

@@ -97,12 +97,21 @@ class Race:
 
     @property
     def winner(self) -> Path | None:
-        """The winner's run directory of the seed that validated best, since choosing by the test part would use it up;
-        None where a baseline has won."""
+        """The winner's run directory; None where a baseline has won."""
         verdict = self.verdict
-        won = next(each for each in verdict["contenders"] if each["name"] == verdict["winner"])
+        return self._run_of(next(each for each in verdict["contenders"] if each["name"] == verdict["winner"]))
+
+    @property
+    def best_run(self) -> Path | None:
+        """The winner's run directory, or where a baseline has won that of the technique with the best score."""
+        techniques = (each for each in self.verdict["contenders"] if each["kind"] == "technique")
+        return self.winner or self._run_of(next(techniques))
+
+    def _run_of(self, contender: dict[str, Any]) -> Path | None:
+        """The training of the seed that validated best, since choosing by the test part would use it up."""
+        verdict = self.verdict
         sign = 1 if verdict["higher_is_better"] else -1
-        runs = [Run(self.folder / each["run"]) for each in won["seeds"] if each["run"]]
+        runs = [Run(self.folder / each["run"]) for each in contender["seeds"] if each["run"]]
 
         def validated(run: Run) -> tuple[float, float]:
             metrics = run.manifest["result"]["best_validation"]

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from heptune.core.events import Listener
 from heptune.data.record import Record
 from heptune.engine.memory import used_bytes
-from heptune.racing.outcomes import outcomes
+from heptune.racing.outcomes import of_labels, outcomes
 from heptune.scoring import baselines
 from heptune.scoring.score import Scorer
-from heptune.scoring.shots import FewShot, FewShotChat
+from heptune.scoring.shots import FewShot, FewShotChat, calibrated_labels
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
@@ -32,13 +33,17 @@ WITHOUT_BASE = -1.0
 def rivals(
     problem: Problem, scorer: Scorer, records: list[Record], seed: int, listener: Listener
 ) -> dict[str, dict[str, Any]]:
-    """Every baseline's outcomes (as `work.outcomes`), what it took, and what a request to it costs."""
+    """Every baseline's outcomes (as `racing.outcomes`), what it took, and what a request to it costs."""
     task, train = problem.task, problem.parts.train
     memory = used_bytes(scorer.forward.device)
 
     def base(posed: Any, positions: int, words: str) -> dict[str, Any]:
-        began = time.monotonic()
-        found = outcomes(posed, scorer, records, "scoring the untouched base", listener)
+        began, what = time.monotonic(), "scoring the untouched base"
+        if isinstance(posed, FewShot):  # as it stands it answers with the label that came last in its prompt
+            scores = calibrated_labels(scorer, posed, records, train, what, listener, seed)
+            found = of_labels(posed, scores, records)
+        else:
+            found = outcomes(posed, scorer, records, what, listener)
         serving = _serving(positions, 0.0, words)
         return {**found, "time_s": 0.0, "scoring_s": time.monotonic() - began, "memory_bytes": memory, **serving}
 
@@ -49,7 +54,7 @@ def rivals(
             positions = shown.positions(scorer.template)
             words = f"{len(shown.shots)} examples ({positions} tokens) before every request"
             found["base, few-shot"] = base(shown, positions, words)
-        return found | _without_base(task, train, records, memory)
+        return found | _without_base(task, train, records, scorer.forward.device)
     several = FewShotChat.of(task, train, scorer.template, scorer.max_length, seed=seed)
     if several.shots:
         words = f"{len(several.shots)} conversations before every request"
@@ -71,7 +76,7 @@ class _Nearest:
 
 
 def _without_base(
-    task: Classify, train: Sequence[Record], records: Sequence[Record], memory: int
+    task: Classify, train: Sequence[Record], records: Sequence[Record], device: torch.device
 ) -> dict[str, dict[str, Any]]:
     texts, labels = [r.text or "" for r in train], [r.label or "" for r in train]
     asked, truth = [r.text or "" for r in records], [r.label or "" for r in records]
@@ -82,13 +87,13 @@ def _without_base(
     }
     found = {}
     for name, predict in made.items():
-        began = time.monotonic()
+        began, before = time.monotonic(), used_bytes(device)
         said = predict()
         found[name] = {
             "chosen": [task.labels.index(label) for label in said],
             "correct": np.equal(said, truth).astype(int).tolist(),
             "time_s": time.monotonic() - began,
-            "memory_bytes": memory,
+            "memory_bytes": max(0, used_bytes(device) - before),  # beyond the base's, which it does without
             **_serving(0, WITHOUT_BASE, "no model at all"),
         }
     return found

@@ -11,6 +11,7 @@ from heptune.reporting.markup import Markup
 from heptune.reporting.scale import fitted
 
 ROW = 26
+MOST_ROWS = 16  # more would fill the page
 Pair = Callable[[Cost], tuple[float | None, float | None]]
 QUANTITIES: tuple[tuple[str, Pair, tuple[tuple[float, str], ...]], ...] = (
     ("peak memory", lambda c: (c.predicted_memory_bytes, c.memory_bytes), numbers.BYTE_UNITS),
@@ -32,8 +33,8 @@ def cost_panels(found: Findings) -> list[Markup]:
 
 
 def _known(found: Findings, pair: Pair) -> list[tuple[Cost, float, float]]:
-    """The trainings of which both sides are known."""
-    both = ((cost, *pair(cost)) for cost in found.costs)
+    """The trainings of which both sides are known, of those that come first."""
+    both = ((cost, *pair(cost)) for cost in found.costs[:MOST_ROWS])
     return [(cost, a, b) for cost, a, b in both if a is not None and b is not None]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from heptune.reporting import numbers
 from heptune.reporting.drawing import (
     PANEL,
@@ -25,21 +27,30 @@ MOST_POINTS = 300  # of one line: more than the pixels a line is wide tell nothi
 LABELS = 8  # names beside the lines; more do not fit the height
 
 
-def smoothed(points: Points, share: float = 0.04) -> Points:
-    """The mean of each point and its neighbours within `share` of the steps on either side, narrower at both ends.
+def smoothed(points: Points, share: float = 0.05) -> Points:
+    """A straight line through each point and its neighbours within `share` of the points on either side, at the point.
 
-    The window is symmetric at every point, so a straight descent stays where it is and the first and last points keep
-    their values.
+    That is local regression (Cleveland 1979) with equal weights. Unlike a running mean it is true at both ends, where
+    the loss falls fastest and where its last value is read. No value leaves the range of its neighbours.
     """
-    sums = [0.0]
-    for _, value in points:
-        sums.append(sums[-1] + value)
-    reach = int(len(points) * share) or min(1, len(points) // 8)
+    points = averaged(points)
+    reach = max(int(len(points) * share), min(3, len(points) // 6))
     result = []
     for i, (step, _) in enumerate(points):
-        near = min(reach, i, len(points) - 1 - i)
-        result.append((step, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
+        near = points[max(i - reach, 0) : i + reach + 1]
+        mean_x, mean_y = fmean(x for x, _ in near), fmean(y for _, y in near)
+        spread_x = sum((x - mean_x) ** 2 for x, _ in near)
+        slope = sum((x - mean_x) * (y - mean_y) for x, y in near) / spread_x if spread_x else 0.0
+        value = mean_y + slope * (step - mean_x)
+        result.append((step, min(max(value, min(y for _, y in near)), max(y for _, y in near))))
     return tuple(result)
+
+
+def averaged(points: Points, most: int = 2 * MOST_POINTS) -> Points:
+    """At most `most` points: the means of so many neighbours."""
+    stride = -(-len(points) // most) or 1
+    groups = [points[i : i + stride] for i in range(0, len(points), stride)]
+    return tuple((fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups)
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:

@@ -110,10 +110,11 @@ class Frame:
     y: Scale
     write_x: Callable[[float], str]
     write_y: Callable[[float], str]
+    inset: float = 0.0  # room between the axis and where the scale begins
 
     def drawn(self, label_x: str, label_y: str) -> list[Markup]:
         """Faint lines at round values, their numbers, and what is measured."""
-        left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
+        left, right, bottom, top = self.x.start - self.inset, self.x.end, self.y.start, self.y.end
         marks = []
         for value in self.y.ticks(5):
             at = self.y(value)

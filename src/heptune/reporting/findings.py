@@ -21,10 +21,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Seed:
-    """The score of one of a contender's trainings."""
+    """One of a contender's trainings: its score, and its run directory inside the race."""
 
     seed: int | None
     score: float
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Curve:
     state: str
     loss: Points = ()
     validation: Points = ()
+    rung_validation: Points = ()  # of the metric that decided at the rungs
     dropped_at: int | None = None
     best_step: int | None = None
     seed: int | None = None
@@ -162,6 +164,7 @@ class Findings:
     costs: tuple[Cost, ...] = ()
     ladder: tuple[int, ...] = ()
     rungs: tuple[Rung, ...] = ()
+    rung_metric: str = ""  # what decided at the rungs
     effort: str = ""
     labels: tuple[str, ...] = ()
     confusions: tuple[Confusion, ...] = ()
@@ -188,6 +191,11 @@ class Findings:
             return contender.is_baseline, False, -value if self.higher_is_better else value
 
         return tuple(sorted(self.contenders, key=place))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The verdict's metric, then whatever else was measured."""
+        return list(dict.fromkeys([self.metric, *(name for c in self.contenders for name in c.metrics)]))
 
     @property
     def hues(self) -> dict[str, int]:

@@ -31,7 +31,7 @@ def forest_plot(found: Findings, width: int, form: str) -> Markup:
         y += row
     marks: list[object] = [_grid(scale, y, found), _band(found.winner, scale, y)]
     for (contender, score), text, at in zip(rows, texts, places, strict=True):
-        marks.append(_row(contender, score, text, at, scale, (left, width, narrow), found.hues))
+        marks.append(_row(contender, score, text, at, scale, (left, width, narrow), found))
     for number in range(1, len(rows)):
         if rows[number][0].is_baseline and not rows[number - 1][0].is_baseline:
             between = (places[number - 1] + places[number]) / 2
@@ -74,15 +74,17 @@ def _row(
     at: float,
     scale: Scale,
     room: tuple[float, float, bool],
-    hues: dict[str, int],
+    found: Findings,
 ) -> list[object]:
     left, width, narrow = room
-    colour = "baseline" if contender.is_baseline else hue(hues[contender.technique or ""])
+    colour = "baseline" if contender.is_baseline else hue(found.hues[contender.technique or ""])
     strong = " strong" if contender.winner else " soft" if contender.is_baseline else ""
-    mark = " ★" if contender.winner else ""
+    mark = " ★" if contender.winner and found.kind == "race" else ""
     told = f"{contender.name}: {text}" + (", tied with the best" if contender.tied and not contender.winner else "")
     if narrow:
-        name = write(4, at - 9, fitted_text(contender.name, width - text_width(text) - 36) + mark, f"label{strong}")
+        name = write(
+            4, at - 9, fitted_text(contender.name, width - text_width(text) - 36) + mark, f"label halo{strong}"
+        )
         line_at, text_at = at + 9, at - 9
     else:
         name = write(

@@ -8,7 +8,7 @@ from heptune.reporting.drawing import box, drawing, fitted_text, line, text_widt
 from heptune.reporting.findings import Confusion
 from heptune.reporting.markup import Markup
 
-CELL = 46.0  # a cell's greatest side
+CELL, SIDE = 46.0, 230.0  # a cell's greatest side, but the whole matrix gets at least this one
 NUMBERS_FROM = 24.0  # side of a cell in which a count can be read
 LABEL_EVERY = 13.0  # least distance of two labels
 
@@ -17,7 +17,7 @@ def heat_map(matrix: Confusion, labels: tuple[str, ...], width: int, form: str) 
     """Rows: the true label; columns: the answer. A cell's depth is its share of the row. Empty cells are not drawn."""
     size = len(labels)
     left = min(max(text_width(label) for label in labels) + 14, 0.34 * width)
-    cell = min(CELL, (width - left - 16) / size)
+    cell = min(max(CELL, SIDE / size), (width - left - 16) / size)
     across = cell >= max(text_width(label, 11) for label in labels) + 6
     top = 40.0 if across else min(max(text_width(label, 11) for label in labels), 130.0) + 34
     every = math.ceil(LABEL_EVERY / cell)

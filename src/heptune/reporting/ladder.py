@@ -33,7 +33,7 @@ def ladder(found: Findings, width: int, form: str) -> Markup:
         colour = hue(found.hues[next(iter(course.values())).technique])
         marks += _course(name, course, y, at, colour, column, name in finalists)
         if narrow:
-            marks.append(write(4, y - 13, fitted_text(name, width - 8), "label"))
+            marks.append(write(4, y - 13, fitted_text(name, width - 8), "label halo"))
         else:
             marks.append(write(left - 8, y + 4, fitted_text(name, left - 14), "label", "end"))
     dropped = sum(any(not s.kept for s in course.values()) for course in courses.values())
@@ -44,16 +44,26 @@ def ladder(found: Findings, width: int, form: str) -> Markup:
 def _courses(found: Findings) -> dict[str, dict[int, Standing]]:
     """Candidate -> its standing at each rung; who stayed longest and stood best comes first."""
     courses: dict[str, dict[int, Standing]] = {}
+    places: dict[str, tuple[int, bool, int]] = {}
     for rung in found.rungs:
-        for standing in rung.standings:
+        for place, standing in enumerate(rung.standings):
             courses.setdefault(standing.candidate, {})[rung.step] = standing
+            places[standing.candidate] = (-rung.step, not standing.kept, place)
+    for name, course in courses.items():
+        end = _end(found, name, course)
+        if end is not None:
+            course[found.ladder[-1]] = end
+    return {name: courses[name] for name in sorted(courses, key=places.__getitem__)}
 
-    def place(name: str) -> tuple[int, bool, bool, float]:
-        last = courses[name][max(courses[name])]
-        sign = -1.0 if found.higher_is_better else 1.0
-        return -max(courses[name]), not last.kept, last.score is None, sign * (last.score or 0.0)
 
-    return {name: courses[name] for name in sorted(courses, key=place)}
+def _end(found: Findings, name: str, course: dict[int, Standing]) -> Standing | None:
+    """Where a finalist stood at the last step, after which nobody is dropped any more."""
+    if not found.ladder or found.ladder[-1] in course or any(not standing.kept for standing in course.values()):
+        return None
+    own = (dict(curve.rung_validation) for curve in found.curves if curve.name == name and curve.seed is None)
+    score = next(own, {}).get(float(found.ladder[-1]))
+    technique = next(iter(course.values())).technique
+    return None if score is None else Standing(name, technique, score, None, None, None, True, "")
 
 
 def _course(

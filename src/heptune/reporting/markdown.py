@@ -32,17 +32,16 @@ def markdown(found: Findings) -> str:
 def _scores(found: Findings) -> list[str]:
     if not any(c.score for c in found.contenders):
         return []
-    metrics = list(dict.fromkeys(name for c in found.contenders for name in c.metrics)) or [found.metric]
     rows = []
     for contender in found.ranked:
         fallback = {found.metric: contender.score} if contender.score else {}
         values = {**fallback, **contender.metrics}
         note = "winner" if contender.winner and found.kind == "race" else "tied" if contender.tied else ""
         note = note or ("baseline" if contender.is_baseline else "")
-        rows.append([contender.name, *(estimate_text(values.get(m)) for m in metrics), note])
+        rows.append([contender.name, *(estimate_text(values.get(m)) for m in found.metrics), note])
     over = f"{found.examples} examples of {found.part}; " if found.examples and found.part else ""
     below = f"{over}in brackets the {found.level:.0%} interval."
-    return [table(["", *metrics, ""], rows), plain(below)]
+    return [table(["", *found.metrics, ""], rows), plain(below)]
 
 
 def _front(found: Findings) -> list[str]:

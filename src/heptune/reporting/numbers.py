@@ -61,6 +61,8 @@ def duration(time_s: float | None) -> str:
     """As `format_seconds`; below a second in milliseconds."""
     if time_s is None:
         return MISSING
+    if time_s == 0:
+        return "0 s"
     return f"{time_s * 1000:.3g} ms" if 0 < time_s < 1 else format_seconds(time_s)
 
 

@@ -58,13 +58,14 @@ def findings_of_race(folder: Path) -> Findings:
     contenders = tuple(_contender(c, verdict) for c in objects(verdict.get("contenders")))
     labels = strings(verdict.get("labels"))
     curve_metric = _curve_metric(metric, runs)
+    rung_metric = _rung_metric(race, curve_metric)
     base = trainings.near(text(mapping(race.get("base")).get("name")))
     data = trainings.near(text(mapping(mapping(race.get("data")).get("train")).get("path")))
     higher = verdict.get("higher_is_better")
     found = Findings(
         kind="race",
         folder=trainings.near(str(folder)),
-        title=f"Which technique fits {Path(data).name or 'the data'}?",
+        title=f"Which technique fits {_data_name(data)}?",
         subtitle=f"{_several(candidates)} on {Path(base).name}, task {text(mapping(race.get('task')).get('name'))}",
         status=text(race.get("status")),
         interim=_interim(race, rungs, candidates, folder, bool(contenders)),
@@ -76,21 +77,28 @@ def findings_of_race(folder: Path) -> Findings:
         examples=whole(verdict.get("examples")),
         contenders=contenders,
         differences=tuple(filter(None, map(_difference, objects(verdict.get("comparisons"))))),
-        curves=_curves(race, candidates, runs, rungs, curve_metric, folder),
+        curves=_curves(race, candidates, runs, rungs, (curve_metric, rung_metric), folder),
         curve_metric=curve_metric,
         costs=_costs(candidates, runs, rungs),
         ladder=tuple(filter(None, (whole(rung.get("step")) for rung in objects(race.get("ladder"))))),
         rungs=rungs,
+        rung_metric=rung_metric,
         effort=_effort(race),
         labels=labels,
         confusions=_confusions(verdict, labels),
-        differing=tuple(_example(shown) for shown in objects(verdict.get("differing"))),
+        differing=tuple(_example(shown, [c.name for c in contenders]) for shown in objects(verdict.get("differing"))),
         data=tuple(trainings.data_files(race)),
         facts=tuple(trainings.facts(race)),
         settings=_settings(race, candidates, contenders),
         notes=tuple(dict.fromkeys(warning for run in runs.values() for warning in run.warnings)),
     )
     return replace(found, key_figures=_key_figures(found), commands=_commands(race, found))
+
+
+def _data_name(path: str) -> str:
+    """The file's name; of a folder with a file for each part, the folder's."""
+    name = Path(path).parent.name if Path(path).stem in ("train", "training") else ""
+    return name or Path(path).name or "the data"
 
 
 def _several(candidates: dict[str, Any]) -> str:
@@ -119,6 +127,15 @@ def _rungs(race: dict[str, Any], candidates: dict[str, Any]) -> tuple[Rung, ...]
     return tuple(sorted(rungs, key=lambda rung: rung.step))
 
 
+def _rung_metric(race: dict[str, Any], otherwise: str) -> str:
+    """Which of a standing's metrics its score is: the one that has the score's value in every standing."""
+    scored = [s for rung in objects(race.get("rungs")) for s in objects(rung.get("standings"))]
+    scored = [s for s in scored if finite(s.get("score")) is not None]
+    names = dict.fromkeys(name for s in scored for name in mapping(s.get("metrics")))
+    same = (n for n in names if all(mapping(s.get("metrics")).get(n) == s.get("score") for s in scored))
+    return next(same, otherwise)
+
+
 def _dropped(rungs: tuple[Rung, ...]) -> dict[str, int]:
     """Candidate -> the step at which it was dropped."""
     return {s.candidate: rung.step for rung in rungs for s in rung.standings if not s.kept}
@@ -134,7 +151,8 @@ def _interim(
     ladder = len(objects(race.get("ladder"))) or len(rungs)
     where = trainings.near(str(folder))
     begin = {
-        "interrupted": f"This race was interrupted; its directory is {where}.",
+        "interrupted": f"This race was interrupted; go on with heptune resume {where}.",
+        "failed": "This race failed.",
         "finished": "This race is finished, but its verdict is missing.",
     }.get(status, "This race is still under way.")
     if not rungs:
@@ -147,15 +165,16 @@ def _interim(
 def _contender(value: dict[str, Any], verdict: dict[str, Any]) -> Contender:
     name = text(value.get("name"))
     baseline = value.get("kind") == "baseline"
-    seeds = [(whole(s.get("seed")), finite(s.get("score"))) for s in objects(value.get("seeds"))]
+    candidate = value.get("candidate")
+    seeds = [(whole(s.get("seed")), finite(s.get("score")), text(s.get("run"))) for s in objects(value.get("seeds"))]
     metrics = estimates(value.get("metrics"))
     return Contender(
         name=name,
         technique=None if baseline else name,
-        candidate=text(value.get("candidate")) or None,
+        candidate=text(mapping(candidate).get("name") if isinstance(candidate, dict) else candidate) or None,
         score=estimate(value.get("score")) or metrics.get(text(verdict.get("metric"))),
         metrics=metrics,
-        seeds=tuple(Seed(seed, found) for seed, found in seeds if found is not None),
+        seeds=tuple(Seed(seed, found, run) for seed, found, run in seeds if found is not None),
         time_s=finite(value.get("time_s")),
         memory_bytes=finite(value.get("memory_bytes")),
         artifact_bytes=finite(value.get("artifact_bytes")),
@@ -204,7 +223,7 @@ def _curves(
     candidates: dict[str, Any],
     runs: dict[str, Training],
     rungs: tuple[Rung, ...],
-    metric: str,
+    metrics: tuple[str, str],
     folder: Path,
 ) -> tuple[Curve, ...]:
     dropped, finals = _dropped(rungs), objects(race.get("finals"))
@@ -212,7 +231,7 @@ def _curves(
     curves = []
     for name, candidate in candidates.items():
         state = "finalist" if name in finalists else "dropped" if name in dropped else "running"
-        curve = _curve(name, text(candidate.get("technique")), state, runs[name], metric)
+        curve = _curve(name, text(candidate.get("technique")), state, runs[name], metrics)
         curves.append(_ended(replace(curve, dropped_at=dropped.get(name))) if state == "dropped" else curve)
     for final in finals:
         name = text(final.get("candidate"))
@@ -221,13 +240,14 @@ def _curves(
         for run in objects(final.get("runs")):
             if run.get("run") != own:
                 trained = Training.read(inner(folder, run.get("run")))
-                curve = _curve(name, technique, "finalist", trained, metric)
+                curve = _curve(name, technique, "finalist", trained, metrics)
                 curves.append(replace(curve, seed=whole(run.get("seed")) or 0))
     return tuple(curve for curve in curves if curve.loss or curve.validation)
 
 
-def _curve(name: str, technique: str, state: str, run: Training, metric: str) -> Curve:
-    return Curve(name, technique, state, run.loss, run.validation(metric), best_step=run.best_step)
+def _curve(name: str, technique: str, state: str, run: Training, metrics: tuple[str, str]) -> Curve:
+    shown, deciding = (run.validation(metric) for metric in metrics)
+    return Curve(name, technique, state, run.loss, shown, deciding, best_step=run.best_step)
 
 
 def _ended(curve: Curve) -> Curve:
@@ -240,7 +260,10 @@ def _ended(curve: Curve) -> Curve:
 
 
 def _costs(candidates: dict[str, Any], runs: dict[str, Training], rungs: tuple[Rung, ...]) -> tuple[Cost, ...]:
-    """Of candidates with a prediction. What a run directory does not tell, its last rung may."""
+    """Of candidates with a prediction, those that were trained longest first.
+
+    What a run directory does not tell, its last rung may.
+    """
     peaks = {s.candidate: s.memory_bytes for rung in rungs for s in rung.standings if s.memory_bytes is not None}
     costs = []
     for name, candidate in candidates.items():
@@ -249,7 +272,8 @@ def _costs(candidates: dict[str, Any], runs: dict[str, Training], rungs: tuple[R
             cost = cost_of(name, runs[name], predicted)
             peak = peaks.get(name) if cost.memory_bytes is None else cost.memory_bytes
             costs.append(replace(cost, technique=text(candidate.get("technique")), memory_bytes=peak))
-    return tuple(costs)
+    reached = {name: run.loss[-1][0] if run.loss else 0.0 for name, run in runs.items()}
+    return tuple(sorted(costs, key=lambda cost: -reached[cost.name]))
 
 
 def _effort(race: dict[str, Any]) -> str:
@@ -258,10 +282,11 @@ def _effort(race: dict[str, Any]) -> str:
     time, tokens, exhaustive = finite(cost.get("time_s")), finite(cost.get("tokens")), finite(full.get("time_s"))
     if time is None:
         return ""
-    spent = f"The race took {duration(time)}" + (f" and {format_count(tokens)} tokens" if tokens else "")
+    begin = "The race took" if race.get("status") == "finished" else "So far the race took"
+    spent = f"{begin} {duration(time)}" + (f" and {format_count(tokens)} tokens" if tokens else "")
     if exhaustive is None or not time:
         return spent + "."
-    compared = f"training every candidate in full would have taken about {duration(exhaustive)}"
+    compared = f"training every candidate in full would take about {duration(exhaustive)}"
     return f"{spent}; {compared} ({exhaustive / time:.1f} times as long)."
 
 
@@ -273,9 +298,11 @@ def _confusions(verdict: dict[str, Any], labels: tuple[str, ...]) -> tuple[Confu
     return tuple(Confusion(name, found[name]) for name in order if found[name])
 
 
-def _example(value: dict[str, Any]) -> Example:
-    truth = text(value.get("truth"))
-    answers = [(name, text(answer)) for name, answer in mapping(value.get("answers")).items()]
+def _example(value: dict[str, Any], ranking: list[str]) -> Example:
+    """The answers of the two best that gave one."""
+    truth, said = text(value.get("truth")), mapping(value.get("answers"))
+    order = sorted(said, key=lambda name: ranking.index(name) if name in ranking else len(ranking))
+    answers = [(name, text(said[name])) for name in order[:2]]
     # Free replies are never word for word the true one; then right and wrong would be claims without a ground.
     comparable = any(answer == truth for _, answer in answers)
     told = tuple((name, answer, answer == truth if comparable else None) for name, answer in answers)
@@ -309,14 +336,22 @@ def _settings(
     return tuple((title, trainings.shown_settings(values)) for title, values in parts if values)
 
 
+def _best_run(race: dict[str, Any], found: Findings) -> str:
+    """The winner's best training; '' where a baseline has won."""
+    winner = found.winner
+    if winner is None or winner.candidate is None:
+        return ""
+    own = (text(c.get("run")) for c in objects(race.get("candidates")) if c.get("name") == winner.candidate)
+    sign = 1 if found.higher_is_better else -1
+    best = max(winner.seeds, key=lambda seed: sign * seed.score, default=None)
+    return (best.run if best else "") or next(own, "")
+
+
 def _commands(race: dict[str, Any], found: Findings) -> tuple[tuple[str, str], ...]:
     again = strings(race.get("command"))
     commands = [("race again", trainings.command_line(*again))] if again else []
-    candidate = found.winner.candidate if found.winner else None
-    run = next(
-        (c.get("run") for c in objects(race.get("candidates")) if candidate and c.get("name") == candidate), None
-    )
-    if isinstance(run, str):
+    run = _best_run(race, found)
+    if run:
         where = f"{found.folder}/{run}"
         commands.append(("score the winner on other data", trainings.command_line("heptune", "eval", where)))
         commands.append(("use the winner", trainings.command_line("heptune", "chat", where)))

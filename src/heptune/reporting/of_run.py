@@ -170,7 +170,10 @@ def _costs(run: Training) -> tuple[Cost, ...]:
 
 
 def cost_of(name: str, run: Training, predicted: dict[str, Any] | None = None) -> Cost:
-    """Predicted beside measured. The whole time counts only where the run went to its planned end."""
+    """Predicted beside measured. The whole time counts only where the run went to its planned end.
+
+    A run measures the memory of its process, which is `resident_bytes` in a prediction.
+    """
     foreseen = predicted or run.predicted
     steps, planned = whole(run.result.get("steps")), whole(run.manifest.get("steps"))
     whole_run = steps is not None and (planned is None or steps == planned)
@@ -179,7 +182,7 @@ def cost_of(name: str, run: Training, predicted: dict[str, Any] | None = None) -
         run.technique,
         predicted_time_s=finite(foreseen.get("time_s")),
         time_s=finite(run.result.get("time_s")) if whole_run else None,
-        predicted_memory_bytes=finite(foreseen.get("memory_bytes")),
+        predicted_memory_bytes=finite(foreseen.get("resident_bytes", foreseen.get("memory_bytes"))),
         memory_bytes=run.memory_bytes,
         predicted_step_s=finite(foreseen.get("step_s")),
         step_s=run.step_s,

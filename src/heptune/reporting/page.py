@@ -8,7 +8,7 @@ from pathlib import Path
 
 import heptune
 from heptune.reporting import numbers
-from heptune.reporting.costs import cost_panels, error
+from heptune.reporting.costs import MOST_ROWS, cost_panels, error
 from heptune.reporting.curves import loss_panel, validation_panel
 from heptune.reporting.drawing import both, hue, shortened
 from heptune.reporting.findings import Confusion, Contender, Curve, Estimate, Example, Findings
@@ -20,6 +20,7 @@ from heptune.reporting.pareto import pareto_panels
 
 LONGEST_TEXT = 600  # characters of an example that are shown
 LONGEST_VALUE = 300  # of a setting: the labels of a large task would fill the page
+LONGEST_LABEL = 60  # in a sentence
 FULL_MATRIX = 12  # labels up to which all counts stand in a table
 POINTS_TOLD = 8  # rows of a curve's table
 EXAMPLES = 8
@@ -97,7 +98,7 @@ def _scores(found: Findings) -> Section:
     over = f" on {found.examples} examples of {found.part}" if found.examples and found.part else ""
     caption = (
         f"{_capital(found.metric)}{over}, with {found.level:.0%} intervals. Discs: tuned; squares: baselines. "
-        "The band is the winner's interval"
+        f"The band is {'the winner' if found.kind == 'race' else 'the tuned model'}'s interval"
     )
     seeds = any(len(contender.seeds) > 1 for contender in found.contenders)
     caption += "; the small dots below a line are its single seeds." if seeds else "."
@@ -106,12 +107,11 @@ def _scores(found: Findings) -> Section:
 
 
 def _score_table(found: Findings) -> Markup:
-    metrics = list(dict.fromkeys(name for c in found.contenders for name in c.metrics)) or [found.metric]
     columns: list[tuple[str, list[str]]] = [
         ("", [_name(contender, found) for contender in found.ranked]),
-        *((metric, [_metric_text(c, metric, found) for c in found.ranked]) for metric in metrics),
+        *((metric, [_metric_text(c, metric, found) for c in found.ranked]) for metric in found.metrics),
         ("seeds", [", ".join(numbers.score(s.score) for s in c.seeds) for c in found.ranked]),
-        ("", [_standing(c) for c in found.ranked]),
+        ("", [_standing(c, found) for c in found.ranked]),
     ]
     kept = [(head, cells) for head, cells in columns if any(cell not in ("", numbers.MISSING) for cell in cells)]
     rows = zip(*(cells for _, cells in kept), strict=True)
@@ -134,7 +134,9 @@ def _name(contender: Contender, found: Findings) -> Markup:
     return tag("span", swatch, contender.name, below, class_="who")
 
 
-def _standing(contender: Contender) -> str:
+def _standing(contender: Contender, found: Findings) -> str:
+    if found.kind == "run":
+        return ""  # one training alone wins nothing
     told = ["winner" if contender.winner else "tied with the best" if contender.tied else ""]
     told += ["on the front" if contender.pareto else ""]
     return ", ".join(word for word in told if word)
@@ -223,6 +225,8 @@ def _costs(found: Findings) -> Section:
         return None
     panels = cost_panels(found)
     caption = "Rings: predicted before the training; discs: measured. At the right, how far the prediction is off."
+    if len(found.costs) > MOST_ROWS:
+        caption += f" Drawn are the {MOST_ROWS} that were trained longest; the table has all."
     if any(cost.time_s is None for cost in found.costs) and found.kind == "race":
         caption += " Most trainings did not go to their end, so steps are compared; whole times stand in the table."
     heads = [
@@ -247,9 +251,12 @@ def _costs(found: Findings) -> Section:
 def _race(found: Findings) -> Section:
     if not found.rungs:
         return None
-    caption = (
-        f"The candidates' {found.curve_metric or found.metric} on the validation part at each rung. A cross: dropped. "
-        "Strong lines went on to the finals."
+    caption = f"The candidates' {found.rung_metric or 'scores'} on the validation part at each rung, the best above. "
+    caption += "A cross: dropped." if any(not s.kept for rung in found.rungs for s in rung.standings) else ""
+    caption += (
+        " Strong lines went on to the finals, to the last step."
+        if any(c.state == "finalist" for c in found.curves)
+        else ""
     )
     parts = [figure(both(lambda width, form: ladder(found, width, form)), caption)]
     if found.effort:
@@ -296,7 +303,9 @@ def _matrix(matrix: Confusion, labels: tuple[str, ...]) -> Markup:
         f"{matrix.name}: rows are the true labels, columns the answers; the deeper, the larger the share of its row."
     )
     if errors:
-        caption += f" Most often: {errors[0][0]} answered with {errors[0][1]} ({errors[0][2]} of {errors[0][3]})."
+        truth, answer, count, total = errors[0]
+        worst = f"{shortened(truth, LONGEST_LABEL)} answered with {shortened(answer, LONGEST_LABEL)}"
+        caption += f" Most often: {worst} ({count} of {total})."
     else:
         caption += " No answer is wrong."
     plot = figure(both(lambda width, form: heat_map(matrix, labels, width, form)), caption)
@@ -315,7 +324,7 @@ def _examples(found: Findings) -> Section:
     parts = [tag("div", shown, class_="examples")]
     if others := found.differing[EXAMPLES:]:
         parts.append(details(f"{len(others)} more", tag("div", map(_example, others), class_="examples")))
-    title = "Where winner and runner-up differ" if found.kind == "race" else "Examples, before and after"
+    title = "Where the two best differ" if found.kind == "race" else "Examples, before and after"
     return "examples", title, join(parts)
 
 

@@ -11,6 +11,8 @@ from heptune.reporting.markup import Markup
 from heptune.reporting.scale import fitted
 
 WIDTH, HEIGHT = 300, 270
+INSET = 8  # room left of the least
+NOTHING = 10_000  # what costs so many times less than the dearest
 RATIO = 12  # costs that differ by more stand on a logarithmic scale
 Units = tuple[tuple[float, str], ...]
 COSTS: tuple[tuple[str, Callable[[Contender], float | None], Units], ...] = (
@@ -45,14 +47,19 @@ def front(points: list[Point], higher_is_better: bool) -> list[Point]:
 
 
 def _panel(found: Findings, name: str, points: list[Point], units: Units) -> Markup:
-    divisor, unit = numbers.unit_for([cost for _, cost, _ in points], units)
+    greatest = max(cost for _, cost, _ in points)
+    # What costs next to nothing beside the rest stands at the left end: on no scale would it be told from nothing.
+    paid = [cost for _, cost, _ in points if cost > greatest / NOTHING]
+    divisor, unit = numbers.unit_for(paid, units)
     scores = [score for _, _, score in points]
     share = all(0 <= score <= 1 for score in scores)
     y = fitted(scores, HEIGHT - 48.0, 34.0, margin=0.1, within=(0.0, 1.0) if share else (-1e300, 1e300))
     left = 20 + max(text_width(numbers.plain(tick)) for tick in y.ticks(5) or [0.0])
     costs = [cost / divisor for _, cost, _ in points]
-    x = fitted(costs, left, WIDTH - 10.0, margin=0.12, within=(0.0, 1e300), ratio=RATIO)
-    frame = Frame(x, y, numbers.plain, numbers.plain)
+    x = fitted([cost / divisor for cost in paid], left + INSET, WIDTH - 10.0, margin=0.12, ratio=RATIO)
+    if not x.logarithmic:
+        x = fitted(costs, left + INSET, WIDTH - 10.0, margin=0.12)
+    frame = Frame(x, y, numbers.plain, numbers.plain, INSET)
     places = [(x(cost / divisor), y(score)) for _, cost, score in points]
     marks: list[object] = [*frame.drawn(f"{name}, {unit}", found.metric), _front(found, points, frame, divisor)]
     for (contender, cost, score), (at_x, at_y) in zip(points, places, strict=True):

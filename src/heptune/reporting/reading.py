@@ -21,7 +21,7 @@ def mapping(value: Any) -> dict[str, Any]:
 
 def objects(value: Any) -> list[dict[str, Any]]:
     """The JSON objects of a list."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list | tuple) else []
 
 
 def strings(value: Any) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def counts(value: Any, size: int) -> tuple[tuple[int, ...], ...]:
     """A confusion matrix; empty where it is not `size` x `size`."""
     if not isinstance(value, list) or len(value) != size or not size:
         return ()
-    lines = tuple(tuple(whole(n) or 0 for n in line) if isinstance(line, list) else () for line in value)
+    lines = tuple(tuple(max(whole(n) or 0, 0) for n in line) if isinstance(line, list) else () for line in value)
     return lines if all(len(line) == size for line in lines) else ()
 
 

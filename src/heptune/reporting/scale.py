@@ -33,7 +33,7 @@ class Scale:
         step = round_step((self.high - self.low) / max(count, 1))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return [round(n * step, 12) + 0.0 for n in range(first, last + 1)]
+        return [float(f"{n * step:.12g}") + 0.0 for n in range(first, last + 1)]
 
 
 def round_step(least: float) -> float:

@@ -15,6 +15,8 @@ from heptune.reporting.findings import Points
 from heptune.reporting.numbers import finite
 from heptune.reporting.reading import mapping, objects, optional_json, strings, text, whole
 
+LINE = 92  # letters of a command in one line; the page's column holds about as many
+
 
 @dataclass(frozen=True)
 class Training:
@@ -125,10 +127,12 @@ def tune_command(manifest: dict[str, Any], folder: Path) -> str:
     for role, column in mapping(data.get("columns")).items():
         words += ["--column", f"{role}={column}"]
     words += ["--skip-bad"] if data.get("skip_bad") is True else []
-    for name, value in mapping(technique.get("settings")).items():
-        words += _option(name, value)
     usual = {field.name: field.default for field in fields(Settings)}
-    for name, value in mapping(manifest.get("settings")).items():
+    chosen = mapping(manifest.get("settings"))
+    for name, value in mapping(technique.get("settings")).items():
+        if name not in usual or chosen.get(name) is None:  # one that both have (the learning rate): the training's wins
+            words += _option(name, value)
+    for name, value in chosen.items():
         if name in usual and value != usual[name]:
             words += _option(name, value)
     if threads := whole(manifest.get("threads")):
@@ -156,7 +160,7 @@ def _parts(data: dict[str, Any], split: dict[str, Any]) -> list[str]:
 
 def _option(name: str, value: Any) -> list[str]:
     option = name.replace("_", "-")
-    if value is None or value == []:
+    if value is None or value in ([], ""):
         return []
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
@@ -166,12 +170,23 @@ def _option(name: str, value: Any) -> list[str]:
 
 
 def command_line(*words: str) -> str:
-    """A command to copy. However the program was called (/usr/bin/heptune, main.py), here it is `heptune`."""
+    """A command to copy; a long one is broken before its options, as a shell takes it.
+
+    However the program was called (/usr/bin/heptune, main.py), here it is `heptune`.
+    """
     first, *rest = words
-    name = Path(first).name
-    if name in ("heptune", "heptune.exe", "main.py", "__main__.py"):
+    if Path(first).name in ("heptune", "heptune.exe", "main.py", "__main__.py"):
         first = "heptune"
-    return shlex.join([first, *rest])
+    lines, line = [], shlex.quote(first)
+    for number, word in enumerate(rest):
+        value = rest[number + 1] if number + 1 < len(rest) and not rest[number + 1].startswith("--") else ""
+        long = len(line) + len(word) + (len(value) if word.startswith("--") else 0) + 2 > LINE
+        if long and word.startswith("--"):
+            lines.append(line)
+            line = f"  {shlex.quote(word)}"
+        else:
+            line += f" {shlex.quote(word)}"
+    return " \\\n".join([*lines, line])
 
 
 def near(path: str) -> str:

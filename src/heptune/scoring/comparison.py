@@ -25,11 +25,11 @@ sigma^2 (none of it below zero), and a difference is a mixture of normal distrib
 (fiducial) intervals, Weerahandi 1993; for two variances they are the Behrens-Fisher solution, known to err on the
 careful side. `benchmarks/verdict.py` measures how often they hold the truth.
 
-All pairs are compared at once. The half widths are those of Bonferroni, shrunk by one factor as far as the joint
-distribution allows (the common seed variance makes all of them wide or narrow together, which Bonferroni would pay for
-once a pair). p-values are adjusted step by step from the surest pair on (Westfall and Young 1993, 2.6: Holm's
-procedure with the joint distribution, and never above Holm's value). So with the promised probability not one pair that
-is equal in truth is called different.
+All pairs are compared at once. Each pair's own half width is widened by one factor, the smallest with which all
+intervals hold together in the joint distribution. (Bonferroni would go to the far tail of every pair; with few degrees
+of freedom that tail is long, and as the seed variance is common to all pairs, it would be paid for again and again.)
+p-values are adjusted step by step from the surest pair on: Holm's procedure with the joint distribution (Westfall and
+Young 1993, 2.6). So with the promised probability not one pair that is equal in truth is called different.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Comparison:
     scores: dict[str, Interval]
     pairs: tuple[Pair, ...]
     components: Components
-    shrunk: float  # the half widths' share of Bonferroni's
+    widened: float  # how many times a pair's own half width the intervals of all pairs together take
 
     @cached_property
     def _by_names(self) -> dict[tuple[str, str], Pair]:
@@ -169,13 +169,12 @@ class Comparison:
         now, names = self.components, self.components.names
         chosen = (np.array([names.index(a)]), np.array([names.index(b)]))
         distance = abs(float(now.means[chosen[0][0]] - now.means[chosen[1][0]]))
-        tail = (1 - self.level) / len(self.pairs)
 
         def enough(then: Components) -> bool:
             from scipy.special import ndtri
 
             example, seed = _pair_variances(then, *chosen)
-            reach = self.shrunk * _Mixture(then, example, seed).half_width(tail)[0]
+            reach = self.widened * _Mixture(then, example, seed).half_width(1 - self.level)[0]
             spread = math.sqrt(example[0] + seed[0] * (then.seed_variance or 0.0))
             return bool(distance >= reach + ndtri(POWER) * spread)
 
@@ -219,23 +218,23 @@ def compare(
     difference = found.means[left] - found.means[right]
     example, share = _pair_variances(found, left, right)
     mixture = _Mixture(found, example, share)
-    half = mixture.half_width((1 - level) / len(left))
+    half = mixture.half_width(1 - level)
     p_value = mixture.p_value(difference)
     largest = _in_units(_joint(found, left, right, draws, seed), half)
-    shrunk = min(1.0, float(np.quantile(largest.max(1), level))) if len(left) > 1 else 1.0
-    p_adjusted = np.maximum(
-        p_value, np.minimum(_stepwise(_in_units(np.abs(difference), half), largest), _holm(p_value))
-    )
+    widened = max(1.0, float(np.quantile(largest.max(1), level))) if len(left) > 1 else 1.0
+    p_adjusted = p_value
+    if len(left) > 1:
+        p_adjusted = np.maximum(p_value, _stepwise(_in_units(np.abs(difference), half), largest))
     pairs = []
     for j, (a, b) in enumerate(zip(left, right, strict=True)):
-        value, reach, tie = float(difference[j]), float(shrunk * half[j]), bool(p_adjusted[j] >= 1 - level)
+        value, reach, tie = float(difference[j]), float(widened * half[j]), bool(p_adjusted[j] >= 1 - level)
         low, high = value - reach, value + reach
         if not tie:
             low, high = (max(low, 0.0), high) if value > 0 else (low, min(high, 0.0))
         exact = statistics.mcnemar(table[a][0], table[b][0]) if _answers(table[a]) and _answers(table[b]) else None
         interval = Interval(value, low, high, level)
         pairs.append(Pair(names[a], names[b], interval, float(p_value[j]), float(p_adjusted[j]), tie, exact))
-    return Comparison(level, scores, tuple(pairs), found, shrunk)
+    return Comparison(level, scores, tuple(pairs), found, widened)
 
 
 def _check(names: tuple[str, ...], table: list[Array], weights: ArrayLike | None) -> None:
@@ -363,15 +362,6 @@ def _stepwise(observed: Array, largest: Array) -> Array:
     p = (1 + (maxima >= observed[order]).sum(0)) / (1 + len(largest))
     adjusted = np.empty(len(observed))
     adjusted[order] = np.maximum.accumulate(p)
-    return adjusted
-
-
-def _holm(p_value: Array) -> Array:
-    """Holm's adjusted p-values (Holm 1979)."""
-    order = np.argsort(p_value, kind="stable")
-    factors = np.arange(len(p_value), 0, -1)
-    adjusted = np.empty(len(p_value))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_value[order] * factors))
     return adjusted
 
 
