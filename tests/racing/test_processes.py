@@ -96,8 +96,9 @@ def until(what: Callable[[], bool]) -> None:
 
 def resume(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "heptune.cli.main", "resume", str(folder)]
+    environment = {**ENVIRONMENT, "HEPTUNE_CACHE": str(folder.parent / "cache")}  # a test is no prior of this machine
     return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
