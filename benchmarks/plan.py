@@ -12,7 +12,8 @@ are predicted without running anything, and compared:
 
 What is done is kept in docs/results/plan.json after each combination, and not done again without --again: interrupted,
 the program goes on where it was. Predictions are made anew in each call, with the rates that were timed when the
-combination was measured. `--only memory` or `--only time` measures one kind alone.
+combination was measured. `--only memory` or `--only time` measures one kind alone. On Linux it is also kept how many
+cores other processes took meanwhile; what they took more than `--quiet` cores from is measured again.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import os
 import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -134,8 +136,8 @@ def main() -> int:
             break
         if not timed:
             timed = True
-            report["machines"].append(_in_own_process([*_options(arguments), "--combination", "machine"]))
-        found = _in_own_process([*_options(arguments), "--combination", name])
+            report["machines"].append(_undisturbed([*_options(arguments), "--combination", "machine"], arguments.quiet))
+        found = _undisturbed([*_options(arguments), "--combination", name], arguments.quiet)
         if "error" not in found:
             found["machine"] = len(report["machines"]) - 1
             found["measured"] = rows.get(name, {}).get("measured", {}) | found["measured"]
@@ -182,6 +184,43 @@ def _in_own_process(options: list[str]) -> dict[str, Any]:
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
+
+
+# How often a disturbed measurement is made again, and how long a quiet machine is waited for, in seconds.
+_TRIES = 4
+_PATIENCE_S = 60.0
+
+
+def _undisturbed(options: list[str], most: float | None) -> dict[str, Any]:
+    """What this program prints, with the cores that others took meanwhile; of several tries the least disturbed."""
+    tries: list[dict[str, Any]] = []
+    while not tries or (len(tries) < _TRIES and "error" not in tries[-1] and tries[-1]["others"] > (most or math.inf)):
+        until = time.monotonic() + _PATIENCE_S
+        while most is not None and time.monotonic() < until and _others(lambda: time.sleep(2))[1] > most:
+            pass
+        found, others = _others(lambda: _in_own_process(options))
+        tries.append({**found, "others": round(others, 3)})
+    return min(tries, key=lambda found: ("error" in found, found["others"]))
+
+
+def _others(run: Callable[[], Any]) -> tuple[Any, float]:
+    """What `run` gives, and how many cores processes other than this one's took meanwhile; 0 where it is not known."""
+    began, busy, own = time.monotonic(), _busy_s(), _own_s()
+    found = run()
+    return found, max(0.0, _busy_s() - busy - (_own_s() - own)) / (time.monotonic() - began)
+
+
+def _own_s() -> float:
+    return sum(os.times()[:4])
+
+
+def _busy_s() -> float:
+    """Processor time of everything on this machine, all cores together."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, stat.read_text().split("\n")[0].split()[1:])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 # --- in a process of its own: what happens ---------------------------------------------------------------------------
@@ -330,7 +369,8 @@ def predicted(report: dict[str, Any], name: str, trace: bool) -> dict[str, float
     model, technique_name, _ = name.split()
     row, shape = report["rows"][name], _shape(model)
     technique = techniques.build(technique_name)
-    machine = Machine.from_json(report["machines"][row["machine"]]).times(1)
+    found = report["machines"][row["machine"]]
+    machine = Machine.from_json({name: value for name, value in found.items() if name != "others"}).times(1)
     quantized = "quantizes_base" in technique.capabilities
     dtype = "float32" if "trains_base" in technique.capabilities else machine.dtype
     form = _form(model, technique_name, dtype, quantized, trace)
@@ -381,6 +421,7 @@ def _arguments() -> argparse.Namespace:
     add("--only", nargs="+", choices=list(QUANTITIES), help="measure one kind alone; default: both")
     add("--match", default="", help="combinations that this regular expression is found in; default: all")
     add("--minutes", type=float, help="begin no further combination after this long")
+    add("--quiet", type=float, help="measure again what other processes took more than this many cores from")
     add("--again", action="store_true", help="measure what is measured already")
     add("--trace", action="store_true", help="read formulas off tiny models instead of taking the stored ones")
     add("--out", type=Path, default=RESULTS, help=f"where the report is; default: {RESULTS.name} in docs/results")
