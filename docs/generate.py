@@ -136,6 +136,18 @@ def run_directory(_: str) -> str:
     return text.partition("\n\n")[2] + "\n"
 
 
+def race_directory(_: str) -> str:
+    """The files of a race directory."""
+    text = ast.get_docstring(ast.parse((ROOT / "src/heptune/racing/race.py").read_text("utf-8"))) or ""
+    return text.partition("\n\n")[2].removesuffix(" Imports no torch.") + "\n"
+
+
+def explained(module: str) -> str:
+    """What a module's head explains after its first paragraph."""
+    text = ast.get_docstring(ast.parse((ROOT / "src/heptune" / module).read_text("utf-8"))) or ""
+    return text.partition("\n\n")[2] + "\n"
+
+
 def checkpoint_files(_: str) -> str:
     """The files of a checkpoint."""
     text = ast.get_docstring(ast.parse((ROOT / "src/heptune/engine/checkpoint.py").read_text("utf-8"))) or ""
@@ -170,7 +182,8 @@ def event_list(_: str) -> str:
     """What a listener hears."""
     kinds = (events.Note, events.Progress, events.TrainingStarted, events.StepDone, events.Validated)
     rows = []
-    for kind in (*kinds, events.CheckpointSaved, events.TrainingEnded):
+    of_races = (events.RaceStarted, events.StageStarted, events.CandidateMoved, events.CandidateDone, events.RungDecided)
+    for kind in (*kinds, events.CheckpointSaved, events.TrainingEnded, *of_races):
         meaning = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
         rows.append((f"`{kind.__name__}`", ", ".join(f"`{name}`" for name in kind.__dataclass_fields__), meaning))
     return table(("event", "fields", "meaning"), rows)
@@ -439,6 +452,8 @@ KINDS: dict[str, Callable[[str], str]] = {
     "techniques": technique_list,
     "forest": forest,
     "run directory": run_directory,
+    "race directory": race_directory,
+    "explained": explained,
     "checkpoint": checkpoint_files,
     "law of imports": law_of_imports,
     "column names": column_names,

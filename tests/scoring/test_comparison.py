@@ -64,8 +64,9 @@ def test_few_disagreements_are_no_proof() -> None:
     assert pair.mcnemar == pytest.approx(0.0625) and pair.tie
 
 
-def test_seed_variance_is_what_the_two_way_analysis_says() -> None:
+def test_seed_variance_is_what_the_two_way_analysis_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Balanced outcomes: sigma^2 = (MS between seeds - MS residual) / n of the textbook's table, pooled."""
+    monkeypatch.setattr("heptune.scoring.comparison.SEED_WEIGHT", 0)  # what is seen alone
     random = np.random.default_rng(1)
     table = {name: random.normal(0, 1, (3, 40)) + random.normal(0, 2, (3, 1)) for name in "ab"}
     found = compare(table).components
@@ -76,10 +77,11 @@ def test_seed_variance_is_what_the_two_way_analysis_says() -> None:
     assert found.seed_variance == pytest.approx((between - residual) / 40)
 
 
-def test_half_widths_are_student_t_where_seeds_are_all_there_is() -> None:
+def test_half_widths_are_student_t_where_seeds_are_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples without noise: the mixture of normals over chi-squared is Student's t distribution."""
     from scipy.stats import t
 
+    monkeypatch.setattr("heptune.scoring.comparison.SEED_WEIGHT", 0)  # what is seen alone
     table = {"a": np.repeat([[0.1], [0.4]], 50, 1), "b": np.repeat([[0.9], [0.7]], 50, 1)}
     pair = compare(table).pair("a", "b")
     between = (0.3**2 / 2 + 0.2**2 / 2) / 2

@@ -63,6 +63,7 @@ class Board:
                 self.stage = event.what
                 for name in event.names:
                     self.candidates.setdefault(name, Candidate()).state = "waits"
+                    self.candidates.pop(name.partition(" (seed ")[0] if " (seed " in name else "", None)
             case CandidateMoved():
                 candidate = self.candidates.setdefault(event.name, Candidate())
                 candidate.step, candidate.loss, candidate.state = event.step, event.loss, "trains"

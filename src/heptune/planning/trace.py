@@ -208,7 +208,8 @@ class _Run:
 
     def record(self, layers: int, blocks: int = 3) -> tuple[_Specimens, _Specimens, Polynomial]:
         """A training step, a pass without gradient, and what the technique keeps beside the base."""
-        each = [self._record(sizes, layers, blocks) for sizes in SPECIMENS]
+        with _one_thread():
+            each = [self._record(sizes, layers, blocks) for sizes in SPECIMENS]
         symbols = _symbols([sizes for *_, sizes in each])
         training, scoring = tuple(found[0] for found in each), tuple(found[1] for found in each)
         total: Polynomial = {}
@@ -274,6 +275,17 @@ class _Run:
         if "init_text" in self.settings and self.settings.get("init") == "text":
             found["init"] = "vocabulary"
         return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads of so small a model only wait for each other: on busy cores a trace of a second took minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _rows(sizes: Sizes, blocks: int) -> int:

@@ -88,7 +88,10 @@ class Processes:
         worker: _Worker | None = None
         while (piece := self._waiting.get()) is not None:
             future, call, arguments = piece
-            if self._closed or not future.set_running_or_notify_cancel():
+            if not future.set_running_or_notify_cancel():
+                continue
+            if self._closed:
+                future.set_exception(Lost("nothing begins any more"))
                 continue
             try:
                 if worker is None:

@@ -25,6 +25,9 @@ sigma^2 (none of it below zero), and a difference is a mixture of normal distrib
 (fiducial) intervals, Weerahandi 1993; for two variances they are the Behrens-Fisher solution, known to err on the
 careful side. `benchmarks/verdict.py` measures how often they hold the truth.
 
+A few trainings say little about how much seeds matter, and much less than everybody knows who has trained twice before.
+`between` therefore begins with what is expected of seeds (`SEED_SHARE`), weighed as `SEED_WEIGHT` degrees of freedom.
+
 All pairs are compared at once. Each pair's own half width is widened by one factor, the smallest with which all
 intervals hold together in the joint distribution. (Bonferroni would go to the far tail of every pair; with few degrees
 of freedom that tail is long, and as the seed variance is common to all pairs, it would be paid for again and again.)
@@ -56,6 +59,10 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 # Joint draws: the tail of 5 % that decides is then known to 0.2 points.
 DRAWS = 10_000
+# What is known of seeds before any is seen: their standard deviation is about this share of an outcome's own (at 85 %
+# right 2 points; repeated trainings of the benchmarks here lay between 0.3 and 3), and it weighs as much as so many
+# degrees of freedom. Two seeds alone would leave room for any difference: 18 points on 250 examples told nothing apart.
+SEED_SHARE, SEED_WEIGHT = 0.06, 4
 # Nodes of the integral over the seed variance, evenly spaced in the logarithm of chi-squared: at 1 degree of freedom
 # and p = 1e-4 it is right to 1e-3 of itself.
 NODES = 192
@@ -141,7 +148,7 @@ class Components:
         share = np.where(self.seeded > 0, 1.0 / seeds, 0.0)
         change = np.diag((share - self.seeded) * self.residual / self.examples)
         between = (self.seed_variance or 0.0) + self.residual / self.examples
-        freedom = int((self.seeded > 0).sum()) * (seeds - 1)
+        freedom = int((self.seeded > 0).sum()) * (seeds - 1) + SEED_WEIGHT
         return replace(self, covariance=self.covariance + change, seeded=share, between=between, freedom=freedom)
 
 
@@ -274,6 +281,10 @@ def _components(names: tuple[str, ...], table: list[Array], weights: Array, trai
         for rows, own in zip(table, seed_means, strict=True):
             left = relative * (rows - rows.mean(0) - (own - own.mean())[:, None])
             residual += float((left**2).sum()) / (freedom * (n - 1))
+        spread = float(np.mean([(relative * (rows - m)).var() for rows, m in zip(table, means, strict=True)]))
+        expected = SEED_SHARE**2 * spread + residual / n
+        between = (freedom * between + SEED_WEIGHT * expected) / (freedom + SEED_WEIGHT)
+        freedom += SEED_WEIGHT
     seeded = np.array([1.0 / k if name in trained else 0.0 for name, k in zip(names, counts, strict=True)])
     return Components(names, means, counts, n, covariance, seeded, between, residual, freedom)
 
