@@ -32,6 +32,7 @@ SETTINGS = set(Settings.__dataclass_fields__)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No races of this machine, no bases fetched before, no hub."""
     monkeypatch.setenv("HEPTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("heptune.planning.priors.cache_folder", lambda: tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[2] / "docs/results"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HEPTUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr("heptune.planning.priors.cache_folder", lambda: tmp_path)
     return tmp_path
 
 
