@@ -10,7 +10,7 @@ scored on the same test examples.
 - cost: seconds of training, validating and testing, all candidates' together; the race's further seeds are part of its
   cost, not of the grid's
 
-An interrupted benchmark goes on where it was. `docs/generate.py` makes the table of docs/results/race.md.
+An interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
     path = arguments.out or RESULTS / f"race_{arguments.name}.json"
     write_json(path, {"set": arguments.name, **report})
     print(json.dumps({k: v for k, v in report.items() if k != "grid"}, indent=1))
-    print(f"everything is in {path}; now run docs/generate.py")
+    print(f"everything is in {path}")
     if not arguments.keep:
         shutil.rmtree(folder)
     return 0

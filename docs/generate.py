@@ -421,37 +421,6 @@ def verdict_races(_: str) -> str:
     return table((*headers, "winner's optimism"), rows) + f"\n{rounds} races a line, half as many for what is found.\n"
 
 
-def regret(_: str) -> str:
-    """The races of benchmarks/race.py beside their exhaustive grids."""
-    rows = []
-    for path in sorted((DOCS / "results").glob("race_*.json")):
-        found = json.loads(path.read_text("utf-8"))
-        tie = found.get("difference")
-        apart = f"{tie['value']:+.3f} [{tie['low']:+.3f}, {tie['high']:+.3f}]" if tie else "the same"
-        rows.append(
-            [
-                f"`{found['set']}`",
-                f"{found['candidates']} x {found['steps']} steps",
-                f"`{found['pick']}` {found['pick_score']:.3f}",
-                f"`{found['best']}` {found['best_score']:.3f}",
-                f"{100 * found['regret']:.1f} points",
-                apart,
-                f"{found['cost_share']:.0%}",
-                f"{format_seconds(found['race_s'])} of {format_seconds(found['grid_s'])}",
-            ]
-        )
-    heads = ["set", "grid", "the race's pick", "best of the grid", "regret", "best minus pick", "cost", "computing"]
-    return table(heads, rows)
-
-
-def grids(_: str) -> str:
-    """The test scores of every candidate of every grid."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted((DOCS / "results").glob("race_*.json"))]
-    names = sorted({name for one in found for name in one["grid"]})
-    rows = [[f"`{n}`", *(f"{one['grid'][n]:.3f}" if n in one["grid"] else "failed" for one in found)] for n in names]
-    return table(["candidate", *(f"`{one['set']}`" for one in found)], rows)
-
-
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -473,8 +442,6 @@ KINDS: dict[str, Callable[[str], str]] = {
     "plan errors": plan_errors,
     "plan rows": plan_rows,
     "verdict races": verdict_races,
-    "regret": regret,
-    "grids": grids,
 }
 
 

@@ -23,5 +23,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _own_races(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test's race came to is no prior of this machine."""
-    folder = tmp_path_factory.getbasetemp() / "races"
+    folder = tmp_path_factory.mktemp("races")
     monkeypatch.setattr("heptune.planning.priors.cache_folder", lambda: folder)

@@ -281,16 +281,18 @@ def test_errors_of_tune(
     assert not list(tmp_path.glob("runs/*")), "what never began is no run"
 
 
-def test_demo_tunes_evaluates_and_says_what_to_try(heptune, base: Path, tmp_path: Path, monkeypatch) -> None:
+def test_demo_plans_races_reports_and_replies(heptune, base: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("heptune.cli.demo.BASE", str(base))
-    monkeypatch.setitem(demo.SETTINGS, "epochs", 0.1)
+    monkeypatch.setattr("heptune.cli.demo.TECHNIQUES", ("lora", "prompt"))
+    monkeypatch.setitem(demo.SETTINGS, "epochs", 0.2)
     said = heptune("demo", "--minutes", 1)
     assert said.code == 0 and ESCAPE not in said.out
-    assert (tmp_path / "runs" / "demo-1" / "artifact").is_dir()
+    assert (tmp_path / "races" / "demo-1" / "report.html").is_file()
     assert "108 examples of the test part" in said.out and "base, zero-shot" in said.out
-    assert "heptune chat runs/demo-1 --once 'Water drips" in said.out
-    assert "heptune tune" in said.out and "heptune explain lora" in said.out
+    assert said.out.index("1. The plan") < said.out.index("2. The race") < said.out.index("3. The verdict")
+    assert "Water drips through the lamp" in said.out.partition("5. What it says")[2]
+    assert "heptune race" in said.out and "heptune explain lora" in said.out
 
 
 def test_eval_of_no_run(heptune, tmp_path: Path) -> None:
