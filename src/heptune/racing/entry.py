@@ -106,11 +106,12 @@ def enter(
     fitting = _fitting(chosen, settings, listener)
     began, asked_s = time.monotonic(), terms.budget_s
     base = load_base(base_name, listener=listener)
+    loaded_s = time.monotonic() - began
     template = ChatTemplate(base.tokenizer)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
     words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
     field = candidates(fitting, terms.rates, words if terms.words else "")
-    facts = forecast(base, began, field, problem, examples, settings, terms.test_limit, terms.width, listener)
+    facts = forecast(base, loaded_s, field, problem, examples, settings, terms.test_limit, terms.width, listener)
     field = [candidate for candidate in field if candidate.technique.name in facts.plans]
     if terms.budget_s is not None:
         terms = replace(terms, budget_s=max(1.0, terms.budget_s - (time.monotonic() - began)))

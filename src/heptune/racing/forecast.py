@@ -114,7 +114,7 @@ class Forecast:
 
 def forecast(
     base: Base,
-    began: float,
+    loaded_s: float,
     field: Sequence[Candidate],
     problem: Problem,
     examples: Sequence[Example],
@@ -124,7 +124,7 @@ def forecast(
     listener: Listener,
 ) -> Forecast:
     """Measures on this machine. The base serves for it: a candidate is put into it and trains a few steps on the first
-    batches. `began`: when the loading of the base began. Who does not fit the base is told, and in no plan.
+    batches. `loaded_s`: what loading the base took. Who does not fit the base is told, and in no plan.
     """
     cores = torch.get_num_threads()
     anatomy = dissect(base.model)
@@ -149,10 +149,11 @@ def forecast(
     torch.set_num_threads(threads)
     try:
         reference = kinds[min(plans, key=lambda name: plans[name]["step_s"])]
+        start = time.monotonic()
         bases.quantize_where_asked(anatomy, reference, settings, ignore)
         forward = Forward(anatomy, settings.recompute)
         attached = reference.attach(anatomy, settings.seed, template.encode)
-        begin_s = time.monotonic() - began
+        begin_s = loaded_s + time.monotonic() - start
         step_s = _step_s(forward, attached, examples, settings, listener)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
         record_s = _record_s(problem, scorer, settings)
