@@ -195,7 +195,7 @@ def test_help(heptune: Heptune) -> None:
         (("--techniques", "lora,lroa"), "did you mean"),
         (("--rates", "0"), "rates must be factors above 0"),
         (("--techniques", "lora,lora"), "lora is entered twice"),
-        (("--budget", "0.01s", "--techniques", "lora"), "raise --budget"),
+        (("--budget-tokens", "1", "--techniques", "lora"), "raise --budget"),
         (("--test", "0"), "give --test"),
         (("--validation", "0"), "give --validation"),
     ],
