@@ -187,7 +187,9 @@ def _print_overview(made: Plan, screen: Console) -> None:
             ]
         )
     heads = ["technique", "trains", "peak", "fits", "time", "artifact", "at use", "prior"]
-    screen.print(table(heads, rows, numbers=(1, 2, 4, 5)))
+    overview = table(heads, rows, numbers=(1, 2, 4, 5))
+    overview.columns[0].no_wrap = True
+    screen.print(overview)
     screen.print()
     timed = "" if made.target.machine is None else " time: for what fits, validations included;"
     screen.print(
