@@ -182,8 +182,14 @@ def event_list(_: str) -> str:
     """What a listener hears."""
     kinds = (events.Note, events.Progress, events.TrainingStarted, events.StepDone, events.Validated)
     rows = []
-    of_races = (events.RaceStarted, events.StageStarted, events.CandidateMoved, events.CandidateDone, events.RungDecided)
-    for kind in (*kinds, events.CheckpointSaved, events.TrainingEnded, *of_races):
+    of_races = (
+        events.RaceStarted,
+        events.StageStarted,
+        events.CandidateMoved,
+        events.CandidateDone,
+        events.RungDecided,
+    )
+    for kind in (*kinds, events.CheckpointSaved, events.TrainingEnded, *of_races, events.RungDecided):
         meaning = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
         rows.append((f"`{kind.__name__}`", ", ".join(f"`{name}`" for name in kind.__dataclass_fields__), meaning))
     return table(("event", "fields", "meaning"), rows)
