@@ -143,7 +143,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_verdict(prepared: Path, who
 def test_asked_to_stop_it_saves_says_how_to_go_on_and_goes_on(
     number: int, prepared: Path, whole: Race, tmp_path: Path, entered: Enter, reviews: Path
 ) -> None:
-    """As a terminal does it, to the whole group, or as a batch system does it, to everyone and twice. What trains finishes its step, however far from a rung."""
+    """As a terminal does it, to the group, or as a batch system, to everyone and twice. What trains finishes its step, however far from a rung."""
     folder = tmp_path / "race"
     race = entered(folder, reviews, ("lora",), terms=Terms(rates=(1.0, 2.0), finalists=1, width=2), epochs=200)
     process = resume(folder)
