@@ -141,14 +141,19 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_verdict(prepared: Path, who
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_says_how_to_go_on_and_goes_on(
-    number: int, prepared: Path, whole: Race, tmp_path: Path, entered: Enter, reviews: Path
+    number: int, tmp_path: Path, entered: Enter, reviews: Path
 ) -> None:
-    """As a terminal does it: to the whole group. What trains finishes its step, however far from a rung."""
+    """As a terminal does it, to the group, or as a batch system, to everyone and twice. What trains finishes its step,
+    however far from a rung."""
     folder = tmp_path / "race"
     race = entered(folder, reviews, ("lora",), terms=Terms(rates=(1.0, 2.0), finalists=1, width=2), epochs=200)
     process = resume(folder)
     until(lambda: trained(folder, "candidates") or process.poll() is not None)
+    for each in [] if number == signal.SIGINT else children(process.pid):
+        os.kill(each, number)  # batch systems tell everyone
     os.killpg(process.pid, number)
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)
     said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, said
     assert f"interrupted; everything so far is saved in {folder}. Go on with:" in said
@@ -160,15 +165,18 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_goes_on(
     for run in cut:
         step = run.manifest["step"]
         assert 0 < step < race.rungs[0] and (run.folder / f"checkpoints/step-{step:06d}").is_dir()
-    if number == signal.SIGINT:  # and once more, into a race that is compared
-        folder = tmp_path / "short"
-        shutil.copytree(prepared, folder)
-        process = resume(folder)
-        until(lambda: trained(folder, "finals") or process.poll() is not None)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 130
-        same(course.run(Race(folder), Here(), ignore), whole)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_in_the_final_it_goes_on_to_the_same_verdict(prepared: Path, whole: Race, tmp_path: Path) -> None:
+    folder = tmp_path / "race"
+    shutil.copytree(prepared, folder)
+    process = resume(folder)
+    until(lambda: trained(folder, "finals") or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    same(course.run(Race(folder), Here(), ignore), whole)
 
 
 @pytest.fixture

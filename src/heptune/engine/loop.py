@@ -327,7 +327,7 @@ def _asked_to_stop() -> Iterator[threading.Event]:
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if asked.is_set() and number == signal.SIGINT:  # a batch system may well send SIGTERM more than once
             raise KeyboardInterrupt
         asked.set()
 

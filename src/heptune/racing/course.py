@@ -89,6 +89,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
         return
 
     def on_signal(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut short what saves
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, on_signal)
