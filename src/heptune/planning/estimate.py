@@ -333,6 +333,7 @@ def mean_pass(passes: Sequence[Pass], share: float = 1.0) -> Pass:
         blocks=mean("blocks") if known else None,
         keys=mean("keys") if known else None,
         gathered=mean("gathered", 0) if known else 0,
+        gathering=mean("gathering", 0) if known else 0,
         widest=max(1, round(sum(whole) / len(whole))) if known else None,
     )
 

@@ -17,6 +17,7 @@ polynomials, like 4*T*d + 8*T*f, in these sizes:
     b    query rows of one attention block         V    vocabulary     E    width of a word's embedding
     k    keys that the widest block meets          r    rank           m    units of a bottleneck
     N    attention blocks                          P    virtual tokens
+    Ng   those whose keys are gathered             Z    positions that the model has
     g    as k, where keys are gathered: copied     e    width of a prompt encoder
     j    k + P                                     X    experts        w    width of an expert
 
@@ -59,8 +60,8 @@ class Pass:
     attention blocks of query rows * keys. `targets`: supervised tokens. `examples`: how many.
 
     What follows is found by `of`; where it is not given it is estimated. `blocks`: attention blocks. `keys`: the sum of
-    the blocks' keys, `gathered`: those of blocks whose keys do not stand in one piece (they are copied), `widest`: the
-    most keys of one block.
+    the blocks' keys, `gathered`: those of the `gathering` blocks, whose keys do not stand in one piece (they are
+    copied), `widest`: the most keys of one block.
     """
 
     rows: int
@@ -70,12 +71,13 @@ class Pass:
     blocks: int | None = None
     keys: int | None = None
     gathered: int = 0
+    gathering: int = 0
     widest: int | None = None
 
     @classmethod
     def of(cls, end: np.ndarray, position: np.ndarray, targets: int, examples: int, window: int | None = None) -> Pass:
         """The pass over a forest (`end`, `position`: see `engine/forest.py`), counted on its attention blocks."""
-        pairs = keys = gathered = widest = blocks = 0
+        pairs = keys = gathered = gathering = widest = blocks = 0
         for start, stop in cuts(position):
             found, _ = keys_of(end, position, start, stop, window)
             pairs += (stop - start) * len(found)
@@ -84,7 +86,8 @@ class Pass:
             blocks += 1
             if found[-1] - found[0] + 1 != len(found):
                 gathered += len(found)
-        return cls(len(end), pairs, targets, examples, blocks, keys, gathered, widest)
+                gathering += 1
+        return cls(len(end), pairs, targets, examples, blocks, keys, gathered, gathering, widest)
 
 
 @dataclass(frozen=True)
@@ -315,6 +318,8 @@ def sizes_of(shape: ModelShape, settings: Mapping[str, Any], batch: Pass) -> dic
         "b": block,
         "k": widest,
         "N": blocks,
+        "Ng": float(batch.gathering),
+        "Z": float(shape.max_positions or 0),
         "g": gathered,
         "j": met,
         "R": rows - block,

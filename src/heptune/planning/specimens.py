@@ -40,13 +40,14 @@ class Sizes:
     c: int
     X: int  # experts
     w: int  # and their width
+    Z: int  # positions
 
 
 # Three are needed to tell one product of sizes from another; the values have few factors in common.
 SPECIMENS = (
-    Sizes(120, 104, 2, 3, 8, 211, 5, 9, 7, 10, 3, 17, (29, 33, 24), (26, 57, 68), 11, 8, 10, 48),
-    Sizes(168, 136, 3, 2, 16, 251, 7, 11, 13, 14, 5, 11, (37, 27, 41), (34, 49, 81), 14, 9, 13, 72),
-    Sizes(280, 184, 5, 4, 24, 307, 9, 13, 10, 26, 4, 13, (31, 28, 35), (29, 46, 73), 13, 7, 18, 112),
+    Sizes(120, 104, 2, 3, 8, 211, 5, 9, 7, 10, 3, 17, (29, 33, 24), (26, 57, 68), 11, 8, 10, 48, 523),
+    Sizes(168, 136, 3, 2, 16, 251, 7, 11, 13, 14, 5, 11, (37, 27, 41), (34, 49, 81), 14, 9, 13, 72, 541),
+    Sizes(280, 184, 5, 4, 24, 307, 9, 13, 10, 26, 4, 13, (31, 28, 35), (29, 46, 73), 13, 7, 18, 112, 557),
 )
 
 
@@ -121,8 +122,8 @@ def _replaced(given: dict[str, Any], names: dict[str, str], sizes: Sizes, layers
         **dict.fromkeys(("num_local_experts", "n_routed_experts", "num_experts"), sizes.X),
         "moe_intermediate_size": sizes.w,
         "vocab_size": sizes.V,
-        "max_position_embeddings": 512,
-        "original_max_position_embeddings": 512,
+        "max_position_embeddings": sizes.Z,
+        "original_max_position_embeddings": sizes.Z,
         "rotary_dim": sizes.D // 4,
         "bos_token_id": None,
         "eos_token_id": None,

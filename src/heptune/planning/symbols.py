@@ -21,8 +21,8 @@ _DENOMINATORS, _LARGEST_COEFFICIENT = (1, 2, 3, 4, 8, 16, 32, 64), 4096
 _STACK = "X"
 # Bytes below which a storage that nothing explains is taken for a constant.
 _SMALL = 4096
-# What a kernel's own buffers may grow with.
-_OF_KERNELS = ("P*e", "P*d", "T", "T*d")
+# What the buffers of a prompt encoder's kernel (an LSTM's) may grow with.
+_OF_KERNELS = ("P*e", "P*d", "P*E")
 
 
 class Symbols:
@@ -59,14 +59,9 @@ class Symbols:
         """What is near, and never less, where `find` finds nothing: a kernel's own buffers, rounded up to pages."""
         if max(counts) < _SMALL:
             return {"": float(max(counts))}
-
-        def spread(values: tuple[int, ...]) -> float:
-            ratios = [n / v for n, v in zip(counts, values, strict=True)]
-            return max(ratios) / min(ratios)
-
-        plain = [found for found in self._simple if found[0] in _OF_KERNELS]
-        name, values = min(plain, key=lambda item: spread(item[1]))
-        return {name: max(n / v for n, v in zip(counts, values, strict=True))}
+        lines = [(name, *_above(values, counts)) for name, values in self._simple if name in _OF_KERNELS]
+        name, slope, rest = min(lines, key=lambda line: line[2] if line[1] > 0 else float("inf"))
+        return {"": rest, name: slope} if slope > 0 else {"": float(max(counts))}
 
     def _search(self, counts: tuple[int, ...]) -> Polynomial | None:
         if not any(counts):
@@ -93,6 +88,12 @@ class Symbols:
         if factor.denominator not in _DENOMINATORS or factor > _LARGEST_COEFFICIENT:
             return None
         return {"*".join(names): float(factor)}
+
+
+def _above(values: Sequence[int], counts: Sequence[int]) -> tuple[float, float]:
+    """Slope and constant of a line through the first and the last count that no count lies above; 0 where it falls."""
+    slope = (counts[-1] - counts[0]) / (values[-1] - values[0]) if values[-1] != values[0] else 0.0
+    return slope, float(max(n - slope * v for n, v in zip(counts, values, strict=True)))
 
 
 def _products(symbols: Mapping[str, Sequence[int]]) -> list[tuple[str, ...]]:

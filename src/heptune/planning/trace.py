@@ -180,14 +180,15 @@ def trace(
         )
     more_training, more_scoring, more_kept = run.record(few + 1)
     fewer_training, fewer_scoring, _ = run.record(few, blocks=2)
+    training_pieces, scoring_pieces = zip(*map(run.operations_in_one_piece, (few, few + 1)), strict=True)
     return StepForm(
         base_layers=few,
         exact=False,
         lines=_lines(training, more_training),
         forward_lines=_lines(scoring, more_scoring),
         attached=(kept, _minus(more_kept, kept)),
-        counted=_counted(training, more_training, fewer_training, few),
-        forward_counted=_counted(scoring, more_scoring, fewer_scoring, few),
+        counted=_counted(training, more_training, (fewer_training, training_pieces), few),
+        forward_counted=_counted(scoring, more_scoring, (fewer_scoring, scoring_pieces), few),
     )
 
 
@@ -217,8 +218,15 @@ class _Run:
             total = _plus(total, _identify(symbols, sizes))
         return _Specimens(training, symbols), _Specimens(scoring, symbols), total
 
+    def operations_in_one_piece(self, layers: int) -> tuple[int, int]:
+        """How many operations a training step and a pass without gradient call where there are two attention blocks and
+        the keys of both stand in one piece."""
+        with _one_thread():
+            training, scoring, *_ = self._record(SPECIMENS[0], layers, 2, gathered=False)
+        return len(training.calls), len(scoring.calls)
+
     def _record(
-        self, sizes: Sizes, layers: int, blocks: int
+        self, sizes: Sizes, layers: int, blocks: int, gathered: bool = True
     ) -> tuple[_Recording, _Recording, list[int], dict[str, int]]:
         model = specimen(self.architecture, sizes, layers, self.dtype, self.tied)
         anatomy = dissect(model)
@@ -244,7 +252,7 @@ class _Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        with _cut_as(sizes, blocks):
+        with _cut_as(sizes, blocks, gathered):
             step(None)
             state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
             known = [*tensors_of(model), *attached.parameters.values(), *state]
@@ -312,16 +320,16 @@ def _examples(sizes: Sizes, blocks: int, virtual: int, forest: bool) -> list[Exa
 
 
 @contextmanager
-def _cut_as(sizes: Sizes, blocks: int) -> Iterator[None]:
+def _cut_as(sizes: Sizes, blocks: int, gathered: bool) -> Iterator[None]:
     """Attention and the loss are cut into blocks and chunks of the specimen's sizes. Keys are those of a forest with a
-    shared root: those of the first block in one piece, the others not. Which row sees which changes no size."""
+    shared root: those of the first block in one piece, the others `gathered`. Which row sees which changes no size."""
     rows = _rows(sizes, blocks)
 
     def own_blocks(self: Visibility, window: int | None = None) -> list[Block]:
         if window not in self._blocks:
             found, start = [], 0
             for number, (count, keys) in enumerate(zip(sizes.blocks[:blocks], sizes.keys[:blocks], strict=True)):
-                chosen = slice(0, keys) if number == 0 else torch.arange(keys) % rows
+                chosen = torch.arange(keys) % rows if gathered and number else slice(0, keys)
                 found.append(Block(start, start + count, chosen, torch.ones(count, keys, dtype=torch.bool)))
                 start += count
             self._blocks[window] = found
@@ -357,6 +365,7 @@ def _values(sizes: Sizes, shape: Any, blocks: int, placement: Any, forest: bool)
         "E": shape.embedding,
         "X": sizes.X,
         "w": sizes.w,
+        "Z": sizes.Z,
     }
     if not forest:
         return {**found, "l": sizes.l}
@@ -564,7 +573,15 @@ def _undominated(lines: list[Line]) -> tuple[Line, ...]:
         best = int((reached & missing).sum(1).argmax())
         kept.append(best)
         missing &= ~reached[best]
-    return tuple(lines[i] for i in kept)
+    # The moment with all gradients is never the peak where they are small; what they are in full is known by it alone.
+    own = np.array([_part_values(line, "gradients", sizes, more) for line in lines])
+    fullest = int(own.sum(1).argmax())
+    return tuple(lines[i] for i in dict.fromkeys([*kept, fullest]))
+
+
+def _part_values(line: Line, part: str, sizes: dict[str, Any], more: np.ndarray) -> np.ndarray:
+    found = value(line.base.get(part, {}), sizes) + more * value(line.slope.get(part, {}), sizes)
+    return np.broadcast_to(found, more.shape)
 
 
 # How far the kept lines may stay below the peak, and at how many combinations of sizes that is looked at.
@@ -573,22 +590,22 @@ _NEAR, _SAMPLES = 5e-3, 4000
 
 @cache
 def _plausible() -> tuple[dict[str, Any], np.ndarray]:
-    """Sizes of models, techniques and batches as they occur, and the layers beyond L0."""
+    """Sizes of models (down to those of tests), techniques and batches as they occur, and the layers beyond L0."""
     draw = np.random.default_rng(0)
 
     def between(low: float, high: float) -> np.ndarray:
         return np.exp(draw.uniform(np.log(low), np.log(high), _SAMPLES)).round()
 
     rows, examples = between(8, 16384), between(1, 64)
-    d, kv_heads, groups = between(64, 8192), between(1, 16), between(1, 12)
-    width = 2 * between(16, 128)
+    d, kv_heads, groups = between(16, 8192), between(1, 16), between(1, 12)
+    width = 2 * between(4, 128)
     block = np.minimum(BLOCK_ROWS, rows)
     blocks = np.ceil(rows / block)
     widest = np.maximum(block, (rows * draw.uniform(0, 1, _SAMPLES)).round())
     keys = np.where(blocks > 1, widest * (1 + (blocks - 1) * draw.uniform(0.4, 1, _SAMPLES)), widest)
     gathered = np.where(draw.uniform(0, 1, _SAMPLES) < 0.5, 0, keys - block)
     positions = between(1, 200)
-    vocabulary = between(1000, 260000)
+    vocabulary = between(100, 260000)
     targets = np.maximum(1, (rows * draw.uniform(0, 1, _SAMPLES)).round())
     chunk = np.minimum(targets, np.maximum(1, CHUNK_ELEMENTS // vocabulary))
     g, met = np.minimum(widest, gathered), widest + positions
@@ -600,7 +617,7 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
         "B": examples,
         "l": rows / examples,
         "d": d,
-        "f": (d * draw.uniform(2, 6, _SAMPLES)).round(),
+        "f": (d * draw.uniform(1, 8, _SAMPLES)).round(),
         "V": vocabulary,
         "q": kv_heads * groups * width,
         "kv": kv_heads * width,
@@ -618,6 +635,8 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
         "b": block,
         "k": widest,
         "N": blocks,
+        "Ng": np.where(gathered > 0, blocks - 1, 0),
+        "Z": between(512, 131072),
         "g": g,
         "j": met,
         "R": rows - block,
@@ -719,10 +738,14 @@ def _over_blocks(raw: Polynomial) -> Polynomial:
     return found
 
 
-def _counted(few: _Specimens, more: _Specimens, fewer_blocks: _Specimens | None, layers: int) -> Counted:
+def _counted(
+    few: _Specimens, more: _Specimens, fewer: tuple[_Specimens, tuple[int, int]] | None, layers: int
+) -> Counted:
+    """`fewer`: the run with two blocks instead of three, and how many operations two blocks have with all keys in one
+    piece, with as many layers and with one more."""
     short = _tally(few)
     long = short if more is few else _tally(more)
-    less = short if fewer_blocks is None else _tally(fewer_blocks)
+    less = short if fewer is None else _tally(fewer[0])
     each = Counter(long.products)
     each.subtract(short.products)
     shapes = {**long.shapes, **short.shapes}
@@ -730,20 +753,37 @@ def _counted(few: _Specimens, more: _Specimens, fewer_blocks: _Specimens | None,
         ((float(short.products[name]), float(each[name])), *shapes[name]) for name in sorted(shapes, key=str)
     )
     # All work in blocks is done in layers, so a further layer has its share of what a further block adds.
-    per_block, operations = _minus(short.moved, less.moved), short.operations - less.operations
+    per_block = _minus(short.moved, less.moved)
     moved = _over_chunks(_plus(short.of_blocks, _with_blocks(short.moved, per_block)))
     moved_slope = _plus(
         _minus(long.of_blocks, short.of_blocks),
         _with_blocks(_minus(long.moved, short.moved), {m: c / layers for m, c in per_block.items()}),
     )
-    called = _with_blocks({"": float(short.operations)}, {"": float(operations)})
-    called_slope = _with_blocks({"": float(long.operations - short.operations)}, {"": operations / layers})
+    called, called_slope = _called(short.operations, long.operations, less.operations, fewer and fewer[1], layers)
     return Counted(
         products,
         (short.attention, _minus(long.attention, short.attention)),
         (moved, moved_slope if more is not few else {}),
         (called, called_slope if more is not few else {}),
     )
+
+
+def _called(
+    short: int, long: int, less: int, pieces: tuple[int, int] | None, layers: int
+) -> tuple[Polynomial, Polynomial]:
+    """How many operations are called: alone + N * plain + Ng * copying, and the same of each further layer.
+
+    `short` and `long` have three blocks, two of them gathering, `less` has one of each kind; `pieces`, two that do not
+    gather. Copying is done in every layer; a block's mask is made once for all of them.
+    """
+    if pieces is None:
+        return {"": float(short)}, {"": float(long - short)}
+    copying = float(less - pieces[0])
+    plain = short - less - copying
+    more = float(long - short)
+    in_layer = more - (pieces[1] - pieces[0]) - 2 * copying / layers
+    called = {"": short - 3 * plain - 2 * copying, "N": plain, "Ng": copying}
+    return called, {"": more - 3 * in_layer - 2 * copying / layers, "N": in_layer, "Ng": copying / layers}
 
 
 def _with_blocks(counted: Polynomial, per_block: Polynomial) -> Polynomial:
