@@ -22,6 +22,7 @@ from heptune.data.record import Message, Record
 from heptune.data.splits import sample
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
+from heptune.models.load import fetch_base as fetch_base  # for a command that shows it as a step of its own
 from heptune.models.load import load_tokenizer
 from heptune.racing import course
 from heptune.racing.entry import Terms, enter

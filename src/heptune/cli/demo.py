@@ -28,7 +28,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New race directory.", show_default="races/demo-N")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.05, help="The race's budget in minutes.")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="The race's budget in minutes.")] = 6.0,
     threads: options.Threads = None,
 ) -> None:
     """Plan and race the seven techniques on 432 messages to a repair desk: verdict, report, and a reply."""
@@ -46,6 +46,8 @@ def demo(
     screen.print(f"Which trade must come? {BASE} learns it from messages to a building's repair desk.")
     screen.print(f"The data and its card: {DATA.parent}", soft_wrap=True)
     parts = api.DataOptions(validation=VALIDATION, test=TEST)
+    with live(screen) as listener:
+        api.fetch_base(BASE, listener=listener)
     _title("1. The plan: what each technique would cost, before anything runs", screen)
     with live(screen) as listener:
         made = plan(BASE, DATA, technique=TECHNIQUES, options=parts, listener=listener, **SETTINGS)

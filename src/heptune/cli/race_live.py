@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from heptune.cli.live import LINE_EVERY_S, Story
+from heptune.cli.live import Lines as RunLines
+from heptune.cli.live import Story
 from heptune.cli.show import bar, shortened, table
 from heptune.core.events import (
     CandidateDone,
@@ -143,31 +144,22 @@ class Screen:
             self.live.console.print(text, soft_wrap=True)
 
 
-class Lines:
+class Lines(RunLines):
     """A pipe or a log: whole lines, of progress not more than one in ten seconds."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self.board, self.story, self.clock = console, Board(clock), Story(), clock
-        self.last_line = clock()
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
+        super().__init__(console, clock)
+        self.board = Board(clock)
 
     def __call__(self, event: Event) -> None:
         """Prints the event's lines, if it is due some."""
         self.board.take(event)
-        line = self.story.line(event)
-        texts = [*([] if line is None else [line]), *told(event, self.board)]
-        if isinstance(event, CandidateMoved) and self.clock() - self.last_line >= LINE_EVERY_S:
+        super().__call__(event)
+        for text in told(event, self.board):
+            self._print(text)
+        if isinstance(event, CandidateMoved) and self._due():
             moving = [f"{n} {c.step}" for n, c in self.board.candidates.items() if c.state == "trains"]
-            texts.append(Text(f"{self.board.stage}: {', '.join(moving[:4])}; {self.board.time_left}"))
-        for text in texts:
-            self.last_line = self.clock()
-            self.console.print(text, soft_wrap=True)
-            self.console.file.flush()
+            self._print(Text(f"{self.board.stage}: {', '.join(moving[:4])}; {self.board.time_left}"))
 
 
 def told(event: Event, board: Board) -> list[Text]:

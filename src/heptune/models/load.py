@@ -82,6 +82,18 @@ def load_base(
     return base
 
 
+def fetch_base(name: str, *, listener: Listener = ignore) -> None:
+    """Brings the files of the base called `name` onto this machine, where they are not yet; nothing is loaded.
+
+    Raises `BaseModelError` as `load_base` does.
+    """
+    path = Path(name).expanduser()
+    if name in EMBEDDED and not path.exists():
+        fetch(name, listener=listener)
+    elif not path.exists():
+        _from_hub(name, listener)
+
+
 def load_tokenizer(name: str, *, listener: Listener = ignore) -> PreTrainedTokenizerBase:
     """The tokenizer of the base called `name` alone; from a hub only small files are fetched.
 

@@ -18,7 +18,7 @@ from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
 from heptune.engine.loop import batches_of
 from heptune.engine.settings import Settings
-from heptune.models.load import load_base
+from heptune.models.load import fetch_base, load_base
 from heptune.racing.candidates import RATES, Candidate, candidates
 from heptune.racing.forecast import Forecast, forecast
 from heptune.racing.ladder import SHARES, full_trainings, rungs
@@ -104,6 +104,7 @@ def enter(
     if min(len(problem.parts.test), terms.test_limit or LEAST_TESTED) < LEAST_TESTED:
         raise DataError(f"a verdict needs at least {LEAST_TESTED} test examples; give more with --test or --test-limit")
     fitting = _fitting(chosen, settings, listener)
+    fetch_base(base_name, listener=listener)  # once in a machine's life, and no part of the budget
     began, asked_s = time.monotonic(), terms.budget_s
     base = load_base(base_name, listener=listener)
     loaded_s = time.monotonic() - began
