@@ -91,11 +91,8 @@ def _enter(arguments: argparse.Namespace, folder: Path) -> Race:
 
 
 def _run_s(folder: Path) -> float:
-    """Seconds of training and validating so far."""
-    events = Run(folder).events
-    return float(
-        sum(e["time_s"] for e in events if e["event"] == "TrainingEnded" and e["reason"] == "finished")
-    ) or max((float(e["time_s"]) for e in events if e["event"] == "TrainingEnded"), default=0.0)
+    """Seconds of training and validating so far, over all sittings."""
+    return max((float(e["time_s"]) for e in Run(folder).events if e["event"] == "TrainingEnded"), default=0.0)
 
 
 def _race_report(made: Race) -> dict[str, Any]:
