@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from heptune.cli import options
 from heptune.core.errors import UsageError
 from heptune.core.units import format_bytes, format_seconds, parse_seconds
-from heptune.engine.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +21,14 @@ BUDGET = "10m"
 PLACES = ("here", "ray")
 
 
+# What a race leaves to the person; the learning rate, the length and the validations are its own.
+SETTINGS = (
+    *("epochs", "max_steps", "batch_tokens", "batch_size", "micro_tokens", "max_length", "schedule", "warmup"),
+    *("weight_decay", "clip", "validation_limit", "recompute", "share", "quantize", "seed"),
+)
+
+
+@options.with_settings(*SETTINGS)
 def race(
     base: options.BaseArgument,
     data: options.DataArgument,
@@ -60,27 +67,13 @@ def race(
     skip_bad: options.SkipBad = False,
     instruction: options.Instruction = None,
     system: options.System = None,
-    epochs: Annotated[float, typer.Option(help="Most passes over the training examples.")] = Settings.epochs,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Examples in one optimizer step, instead of --batch-tokens.", show_default="not set"),
-    ] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one optimizer step.")] = Settings.batch_tokens,
-    max_length: Annotated[int, typer.Option(min=8, help="Longest example in tokens.")] = Settings.max_length,
-    validation_limit: Annotated[
-        int, typer.Option(min=1, help="Most examples scored in one validation.")
-    ] = Settings.validation_limit,
-    quantize: Annotated[
-        str | None, typer.Option(help="Store the frozen base in 4 bits: nf4.", show_default="not set")
-    ] = None,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Less memory for a third more time.")] = False,
-    seed: Annotated[int, typer.Option(help="Every random decision follows from it.")] = 0,
     parallel: Annotated[
         int | None,
         typer.Option(min=1, help="Candidates that train at a time.", show_default="as memory and cores allow"),
     ] = None,
     on: Annotated[str, typer.Option(help="Where candidates train: here, or on a Ray cluster (ray).")] = "here",
     threads: options.Threads = None,
+    **settings: Any,
 ) -> None:
     """Let techniques compete on DATA under one budget; the verdict says which fits, with error bars.
 
@@ -124,14 +117,7 @@ def race(
             on=on,
             command=["heptune", *sys.argv[1:]],
             listener=listener,
-            epochs=epochs,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            max_length=max_length,
-            validation_limit=validation_limit,
-            quantize=quantize,
-            recompute=recompute,
-            seed=seed,
+            **settings,
         )
     finish(made, screen)
 
