@@ -69,14 +69,28 @@ def test_the_order_of_the_candidates_changes_nothing(
 
 
 @given(st.data(), st.integers(1, 4))
-def test_the_first_rung_keeps_the_best_of_every_technique(data: st.DataObject, finalists: int) -> None:
+def test_the_first_rung_keeps_the_best_two_of_every_technique(data: st.DataObject, finalists: int) -> None:
     forms = data.draw(fields(0))
-    kept = {s.candidate for s in decide(forms, 0, STEPS, finalists) if s.kept}
+    standings = decide(forms, 0, STEPS, finalists)
     for technique in {f.technique for f in forms}:
-        own = [f for f in forms if f.technique == technique and math.isfinite(f.trend(STEPS))]
-        best = min((f.trend(STEPS) for f in own), default=None)
-        chosen = [f for f in own if f.candidate in kept]
-        assert [f.trend(STEPS) for f in chosen] == ([] if best is None else [best])
+        own = sorted(
+            (f.trend(STEPS), f.candidate) for f in forms if f.technique == technique and math.isfinite(f.trend(STEPS))
+        )
+        chosen = [s.candidate for s in standings if s.kept and s.candidate.startswith(technique)]
+        assert chosen == [name for _, name in own[:2]]
+
+
+def test_the_second_rung_keeps_the_better_of_two_and_names_it() -> None:
+    forms = [
+        form("lora-low", 1.0, 0.9, technique="lora"),
+        form("lora-high", 1.5, 0.95, technique="lora"),  # behind, and heading lower
+        form("full-low", 1.1, 1.0, technique="full"),
+        form("full-high", 1.1, 1.05, technique="full"),
+    ]
+    standings = {s.candidate: s for s in decide(forms, 1, STEPS, 1)}
+    assert [name for name, s in standings.items() if s.kept] == ["lora-high"]
+    assert standings["lora-low"].why == "lora goes on with lora-high"
+    assert standings["full-low"].why == "not among the best 1"
 
 
 def test_the_first_rung_judges_no_technique_even_where_each_has_one_rate() -> None:
@@ -89,20 +103,33 @@ def test_the_first_rung_judges_no_technique_even_where_each_has_one_rate() -> No
 
 @given(st.data(), st.integers(1, 2), st.integers(1, 4))
 def test_who_is_behind_in_everything_displaces_nobody(data: st.DataObject, rung: int, finalists: int) -> None:
-    """A candidate whose trend is worse than another's is kept only beside it, unless it starts slowly."""
+    """A candidate whose trend is worse than another's is kept only beside it or beside a better one of the other's
+    technique, unless it starts slowly."""
     forms = data.draw(fields(rung))
     kept = {s.candidate: s.kept for s in decide(forms, rung, STEPS, finalists)}
+    leaders = {f.technique for f in forms if kept[f.candidate]}
     for worse in forms:
         for better in forms:
-            if better.trend(STEPS) < worse.trend(STEPS) and kept[worse.candidate] and not kept[better.candidate]:
+            if better.trend(STEPS) < worse.trend(STEPS) and kept[worse.candidate] and better.technique not in leaders:
                 assert worse.slow_start and rung < 2
+
+
+@given(st.data(), st.integers(1, 2), st.integers(1, 4))
+def test_after_the_second_rung_a_technique_has_one_candidate_its_best(
+    data: st.DataObject, rung: int, finalists: int
+) -> None:
+    forms = data.draw(fields(rung))
+    kept = [f for s in decide(forms, rung, STEPS, finalists) for f in forms if s.kept and f.candidate == s.candidate]
+    assert len({f.technique for f in kept}) == len(kept)
+    for each in kept:
+        assert each.trend(STEPS) == min(f.trend(STEPS) for f in forms if f.technique == each.technique)
 
 
 @given(st.data(), st.integers(1, 4))
 def test_the_last_cut_keeps_the_finalists_and_no_one_else(data: st.DataObject, finalists: int) -> None:
     forms = data.draw(fields(2))
-    able = sum(math.isfinite(f.trend(STEPS)) for f in forms)
-    assert sum(s.kept for s in decide(forms, 2, STEPS, finalists)) == min(finalists, able)
+    able = {f.technique for f in forms if math.isfinite(f.trend(STEPS))}
+    assert sum(s.kept for s in decide(forms, 2, STEPS, finalists)) == min(finalists, len(able))
 
 
 def test_trend_and_hope_by_hand() -> None:
@@ -180,7 +207,7 @@ def test_what_a_race_costs_is_what_it_trains(kinds: int, rates: int, finalists: 
             for k in range(kinds)
             for r in range(rates)
         }
-        told = full_trainings(kinds * rates, kinds, finalists, seeds, kinds if slow else 0)
+        told = full_trainings([rates] * kinds, finalists, seeds, kinds if slow else 0)
         raced = Raced.of(curves, finalists)
         cost = raced.cost + len(raced.finalists) * (seeds - 1)
         assert cost <= told + 1e-9
@@ -268,9 +295,10 @@ def field_of(seed: int) -> dict[str, Curve]:
 
 def test_simulated_races_find_the_best_at_a_third_of_the_price(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured over these 300 races (the seeds are fixed: only a change of the rules can move it): the finals have the
-    best of 31 candidates in 73 % of the races, those that start slowly in 39 % where they are the best; the best
-    finalist is 0.007 nats from the best of all; 27 % of what it costs to train everyone. Judged by where candidates
-    stand instead of where they are going it is 62 %, 12 % and 0.012."""
+    best of 31 candidates in 77 % of the races, those that start slowly in 52 % where they are the best; the best
+    finalist is 0.005 nats from the best of all; 30 % of what it costs to train everyone. Judged by where candidates
+    stand instead of where they are going it is 63 %, 13 % and 0.012; with one candidate of a technique kept at N/8 73 %, 39 %
+    and 0.007."""
     fields_of = [field_of(seed) for seed in range(300)]
 
     def measured() -> tuple[float, float, float, float]:
@@ -282,7 +310,7 @@ def test_simulated_races_find_the_best_at_a_third_of_the_price(monkeypatch: pyte
         return mean([yes for _, yes in found]), mean([yes for slow, yes in found if slow]), mean(lost), share
 
     found, slow_found, lost, share = measured()
-    assert found >= 0.68 and slow_found >= 0.30 and lost <= 0.009 and share <= 0.35
+    assert found >= 0.72 and slow_found >= 0.42 and lost <= 0.007 and share <= 0.35
     monkeypatch.setattr(Form, "trend", lambda form, steps: form._ahead(steps, 0.0))
     by_place, slow_by_place, lost_by_place, _ = measured()
-    assert by_place <= found - 0.05 and slow_by_place <= slow_found - 0.15 and lost_by_place >= lost + 0.003
+    assert by_place <= found - 0.08 and slow_by_place <= slow_found - 0.2 and lost_by_place >= lost + 0.003

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -277,8 +278,9 @@ def _steps(
     """How many steps of a full training the budget allows."""
     if terms.budget_tokens is not None:
         techniques = {c.technique.name: c.technique for c in entered}
-        kinds, slow = len(techniques), sum("slow_start" in t.capabilities for t in techniques.values())
-        trainings = full_trainings(len(entered), kinds, min(terms.finalists, kinds), terms.seeds, slow)
+        slow = sum("slow_start" in t.capabilities for t in techniques.values())
+        counts = Counter(c.technique.name for c in entered)
+        trainings = full_trainings(list(counts.values()), terms.finalists, terms.seeds, slow)
         step_tokens = sum(len(e.tokens) for e in examples) / batches_of(examples, settings).steps(1)
         return min(most, int(terms.budget_tokens / step_tokens / trainings))
     if terms.budget_s is not None:

@@ -7,6 +7,7 @@ of the others follow in the ratios that the plan predicts.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,7 @@ from heptune.planning.estimate import Candidate as PlannedTechnique
 from heptune.planning.limits import memory
 from heptune.planning.outlook import estimator_of, told
 from heptune.racing.candidates import Candidate
-from heptune.racing.ladder import SHARES
+from heptune.racing.ladder import KEPT, SHARES, survivors
 from heptune.scoring.score import Scorer
 from heptune.scoring.validate import validation
 from heptune.tasks.example import Example
@@ -77,13 +78,13 @@ class Forecast:
     def race_s(self, field: Sequence[Candidate], steps: int, finalists: int, seeds: int) -> float:
         """The wall time of a whole race."""
         paces = [self.step_s[c.technique.name] for c in field]
-        kinds = list({c.technique.name: self.step_s[c.technique.name] for c in field}.values())
-        finalists = min(finalists, len(kinds))
-        half = max(finalists, -(-len(kinds) // 2))
-        mean = sum(kinds) / len(kinds)
+        counts = Counter(c.technique.name for c in field)
+        _, _, half, finalists = survivors(list(counts.values()), finalists)
+        two_each = [self.step_s[name] for name, count in counts.items() for _ in range(min(KEPT, count))]
+        mean = sum(self.step_s[name] for name in counts) / len(counts)
         rung_s = self.begin_s + self.validation_records * self.record_s
         parts, taken = [], 0.0
-        for share, alive in zip(SHARES, (paces, kinds, [mean] * half, [mean] * finalists), strict=True):
+        for share, alive in zip(SHARES, (paces, two_each, [mean] * half, [mean] * finalists), strict=True):
             parts.append([rung_s + pace * steps * (share - taken) for pace in alive])
             taken = share
         parts[-1] += [rung_s + mean * steps] * finalists * (seeds - 1)

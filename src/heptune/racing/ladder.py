@@ -2,15 +2,16 @@
 
 All candidates are trained with the schedule of the full length, N steps, and pause at its rungs:
 
-    N/8    every candidate                                  -> of each technique its best learning rate and start
-    N/4    one of each technique                            -> the better half
+    N/8    every candidate                                  -> of each technique its two best learning rates and starts
+    N/4    two of each technique                            -> its better one, of the better half of the techniques
     N/2    the better half, and slow starters that can come -> the finalists
     N      the finalists, each with several seeds           -> the verdict, on data that nobody has seen
 
 That is successive halving (Jamieson and Talwalkar 2016; Li et al. 2018, "Hyperband", section 3), with two changes. A
 candidate goes on from its checkpoint instead of starting again: a finalist costs what its training costs anyway. And
 what decides is not where a candidate stands but where it is going: techniques begin at different speeds, and one that
-is behind at N/4 may lead at N.
+is behind at N/4 may lead at N. Two rates are kept at N/8 because the schedule's own rate is still rising there, which
+makes the high ones look worst (docs/log.md has a race that lost its best rates so).
 
 Where a candidate is going, its `trend`, is its validation loss at N if every doubling of the steps brings half of what
 the last one brought (loss curves of fine-tuning flatten at least that fast, so that it is no promise to anyone):
@@ -25,12 +26,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # Each rung as a share of the full length.
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+# How many candidates of a technique go on after the first.
+KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -96,42 +99,57 @@ def rungs(steps: int) -> tuple[int, ...]:
 def decide(forms: Sequence[Form], rung: int, steps: int, finalists: int) -> list[Standing]:
     """Who goes on after rung number `rung` (from 0) of `rungs(steps)`; best first. At least one goes on, if any can."""
     ranked = sorted(forms, key=lambda form: (form.trend(steps), form.candidate))
-    able = [form for form in ranked if math.isfinite(form.trend(steps))]
+    able: dict[str, list[Form]] = {}
+    for form in ranked:
+        if math.isfinite(form.trend(steps)):
+            able.setdefault(form.technique, []).append(form)
     last_cut = rung >= len(rungs(steps)) - 2
-    kept: dict[str, str] = {}
+    places = finalists if last_cut else max(finalists, math.ceil(len(able) / 2))
     if rung == 0 and not last_cut:
+        kept = {f.candidate: f"among the best {KEPT} of {name}" for name, own in able.items() for f in own[:KEPT]}
         entered = Counter(form.technique for form in forms)
-        for form in able:
-            if form.technique not in {f.technique for f in able if f.candidate in kept}:
-                alone = entered[form.technique] == 1
-                kept[form.candidate] = f"all of {form.technique}" if alone else f"the best of {form.technique}"
-        rest = "{technique} goes on with {best}"
+        kept |= {
+            f.candidate: f"all of {f.technique}" for f in forms if f.candidate in kept and entered[f.technique] <= KEPT
+        }
     else:
-        places = finalists if last_cut else max(finalists, math.ceil(len(able) / 2))
-        kept = {form.candidate: f"among the best {places}" for form in able[:places]}
-        rest = f"not among the best {places}"
-        if not last_cut and len(able) > places:
-            limit = able[places - 1].trend(steps)
-            for form in able[places:]:
+        leaders = [own[0] for own in able.values()]
+        kept = {form.candidate: f"among the best {places}" for form in leaders[:places]}
+        if not last_cut and len(leaders) > places:
+            limit = leaders[places - 1].trend(steps)
+            for form in leaders[places:]:
                 if form.slow_start and form.hope(steps) < limit:
                     kept[form.candidate] = "starts slowly and could still come"
-    best = {f.technique: f.candidate for f in reversed(able) if f.candidate in kept}
-    return [_standing(form, steps, kept.get(form.candidate), rest, best) for form in ranked]
+    going_on = {name: [f.candidate for f in own if f.candidate in kept] for name, own in able.items()}
+    reasons = {f.candidate: _why(f, kept, going_on.get(f.technique, []), places) for f in ranked}
+    return [_standing(form, steps, form.candidate in kept, reasons[form.candidate]) for form in ranked]
 
 
-def _standing(form: Form, steps: int, kept: str | None, rest: str, best: dict[str, str]) -> Standing:
-    able = math.isfinite(form.trend(steps))
-    why = kept or form.failed or (rest.format(technique=form.technique, best=best.get(form.technique, "")))
-    if not able and not form.failed:
-        why = "its validation loss is not finite"
+def _why(form: Form, kept: Mapping[str, str], of_its_technique: Sequence[str], places: int) -> str:
+    if form.candidate in kept:
+        return kept[form.candidate]
+    if form.failed or not form.losses or not math.isfinite(form.losses[-1][1]):
+        return form.failed or "its validation loss is not finite"
+    if of_its_technique:
+        return f"{form.technique} goes on with {' and '.join(of_its_technique)}"
+    return f"not among the best {places}"
+
+
+def _standing(form: Form, steps: int, kept: bool, why: str) -> Standing:
     score = form.losses[-1][1] if form.losses and math.isfinite(form.losses[-1][1]) else None
-    trend = form.trend(steps) if able else None
-    return Standing(form.candidate, form.metrics, score, trend, form.time_s, form.memory_bytes, kept is not None, why)
+    trend = form.trend(steps) if math.isfinite(form.trend(steps)) else None
+    return Standing(form.candidate, form.metrics, score, trend, form.time_s, form.memory_bytes, kept, why)
 
 
-def full_trainings(candidates: int, techniques: int, finalists: int, seeds: int, slow: int = 0) -> float:
-    """How many trainings of the full length a race costs, if `slow` slow starters are kept beyond the half."""
-    eighth, quarter, half, _ = SHARES
-    survivors = min(techniques, max(finalists, math.ceil(techniques / 2)) + slow)
-    first = candidates * eighth + techniques * (quarter - eighth)
-    return first + survivors * (half - quarter) + finalists * (1 - half) + finalists * (seeds - 1)
+def survivors(entered: Sequence[int], finalists: int, slow: int = 0) -> tuple[int, int, int, int]:
+    """How many candidates train towards each rung, if so many of each technique enter and `slow` slow starters are
+    kept beyond the better half."""
+    finalists = min(finalists, len(entered))
+    half = min(len(entered), max(finalists, math.ceil(len(entered) / 2)) + slow)
+    return sum(entered), sum(min(KEPT, count) for count in entered), half, finalists
+
+
+def full_trainings(entered: Sequence[int], finalists: int, seeds: int, slow: int = 0) -> float:
+    """How many trainings of the full length a race costs."""
+    towards = survivors(entered, finalists, slow)
+    stretches = (share - before for share, before in zip(SHARES, (0.0, *SHARES), strict=False))
+    return sum(n * stretch for n, stretch in zip(towards, stretches, strict=True)) + towards[-1] * (seeds - 1)
