@@ -16,9 +16,11 @@ from heptune import techniques
 from heptune.core.errors import BaseModelError
 from heptune.engine.forest import plant
 from heptune.models.attention import Visibility
+from heptune.models.catalog import describe, entries
 from heptune.planning import book, kept
 from heptune.planning.forms import Pass, StepForm, sizes_of
 from heptune.planning.memory import base_bytes, phases, resident_bytes, training_memory
+from heptune.planning.plan import plan
 from planning.measured import examples_of, measure
 from tiny import tiny_model
 
@@ -121,3 +123,16 @@ def test_a_form_that_is_not_in_the_book_is_traced_once(tmp_path: Path, monkeypat
 def test_an_unknown_family_is_said_to_be_unknown() -> None:
     with pytest.raises(BaseModelError, match="knows no architecture 'nothing'"):
         kept.form("nothing", "lora", vars(techniques.build("lora")), **DEFAULTS)
+
+
+def test_every_family_of_the_catalog_is_planned_from_the_book(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No technique of any of its bases has to be traced, in the precisions of a GPU and of this machine."""
+
+    def no_trace(*arguments: Any, **more: Any) -> StepForm:
+        pytest.fail(f"traced: {arguments} {more}")
+
+    monkeypatch.setattr(heptune.planning.trace, "trace", no_trace)
+    of_each = {(facts.form_family, facts.shape.head_tied): name for name in entries() for facts in (describe(name),)}
+    for name in of_each.values():
+        planned = plan(name, gpu="RTX 4090")
+        assert any(one.estimate for one in planned.techniques)

@@ -297,8 +297,8 @@ def test_simulated_races_find_the_best_at_a_third_of_the_price(monkeypatch: pyte
     """Measured over these 300 races (the seeds are fixed: only a change of the rules can move it): the finals have the
     best of 31 candidates in 77 % of the races, those that start slowly in 52 % where they are the best; the best
     finalist is 0.005 nats from the best of all; 30 % of what it costs to train everyone. Judged by where candidates
-    stand instead of where they are going it is 63 %, 13 % and 0.012; with one candidate of a technique kept at N/8 73 %, 39 %
-    and 0.007."""
+    stand instead of where they are going it is 63 %, 13 % and 0.012; with one candidate of a technique kept at N/8
+    73 %, 39 % and 0.007."""
     fields_of = [field_of(seed) for seed in range(300)]
 
     def measured() -> tuple[float, float, float, float]:

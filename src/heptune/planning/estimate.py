@@ -156,6 +156,11 @@ class Estimator:
         self.cost(candidate)
         if settings.quantize is not None and "trains_base" in candidate.capabilities:
             raise TechniqueError("it trains the base's own weights, and a weight in 4 bits cannot be trained")
+        if candidate.positions and self._padded:
+            raise TechniqueError(
+                f"the attention of {self.base.form_family} takes no keys and values from outside, so nothing can be "
+                "put before its sequences; what works on weights works there: lora, freeze, full"
+            )
         limit = self.shape.max_positions
         longest = self.layout(candidate.placement, settings).longest_example
         if limit is not None and candidate.positions + longest > limit:

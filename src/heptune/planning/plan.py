@@ -22,7 +22,6 @@ from heptune.data.parts import DataOptions, read_files
 from heptune.engine.settings import Settings
 from heptune.models.catalog import BaseFacts, describe
 from heptune.models.embedded import EMBEDDED, cache_folder
-from heptune.planning import book
 from heptune.planning.advice import Advice, advise
 from heptune.planning.estimate import (
     Candidate,
@@ -207,7 +206,7 @@ def plan(
     chosen = [Candidate.of(one) for one in (technique or techniques.names())]
     if data is not None and (examples is not None or length is not None):
         raise UsageError("examples and length describe an assumed workload; with data they are counted: leave them out")
-    facts = _at_once(describe(base, listener=listener))
+    facts = describe(base, listener=listener)
     place = target(gpu, memory, devices, machine=machine, listener=listener)
     if data is None:
         workload = assumed(task, examples, length)
@@ -229,24 +228,6 @@ def plan(
         notes=(*_notes(facts, place, layout.cut_share, knobs), *_loading(found)),
         command=_command(facts, data, advice.technique, found, settings, task),
     )
-
-
-# Families that compute alike but for norms, biases and what is fused; where the book lacks one, a relative's formulas
-# answer at once, while reading its own off a small model takes seconds for each technique.
-_RELATIVES = {
-    **dict.fromkeys(("mistral", "qwen2", "qwen3", "smollm3", "olmo2", "glm", "glm4", "phi3"), "llama"),
-    **dict.fromkeys(("gemma2", "gemma3_text"), "llama"),
-    **dict.fromkeys(("qwen3_moe", "glm4_moe"), "mixtral"),
-}
-
-
-def _at_once(facts: BaseFacts) -> BaseFacts:
-    """A base of the catalog with formulas that are in the book, as far as a near relative's are."""
-    known = {name.partition("|")[0] for name in book.read()["entries"]}
-    relative = _RELATIVES.get(facts.form_family)
-    if facts.entry is None or facts.form_family in known or relative is None or relative not in known:
-        return facts
-    return replace(facts, form_family=relative)
 
 
 def _technique(estimator: Estimator, candidate: Candidate, settings: Settings, prior: Prior) -> TechniquePlan:

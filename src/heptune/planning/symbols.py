@@ -21,6 +21,7 @@ _DENOMINATORS, _LARGEST_COEFFICIENT = (1, 2, 3, 4, 8, 16, 32, 64), 4096
 _STACK = "X"
 # Bytes below which a storage that nothing explains is taken for a constant.
 _SMALL = 4096
+_PAGE = 4096
 # What the buffers of a prompt encoder's kernel (an LSTM's) may grow with.
 _OF_KERNELS = ("P*e", "P*d", "P*E")
 
@@ -91,9 +92,10 @@ class Symbols:
 
 
 def _above(values: Sequence[int], counts: Sequence[int]) -> tuple[float, float]:
-    """Slope and constant of a line through the first and the last count that no count lies above; 0 where it falls."""
+    """Slope and constant of a line that no count lies above, as steep as from the first to the last; a page higher, as
+    other sizes may fall on the other side of one."""
     slope = (counts[-1] - counts[0]) / (values[-1] - values[0]) if values[-1] != values[0] else 0.0
-    return slope, float(max(n - slope * v for n, v in zip(counts, values, strict=True)))
+    return slope, float(max(n - slope * v for n, v in zip(counts, values, strict=True))) + _PAGE
 
 
 def _products(symbols: Mapping[str, Sequence[int]]) -> list[tuple[str, ...]]:
