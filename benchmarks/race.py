@@ -163,6 +163,7 @@ def _grid_report(made: Race, report: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "grid": scores,
         "failed": failed,
+        "finalists": [final["candidate"] for final in report["finals"]],
         "grid_s": grid_s,
         "cost_share": report["race_s"] / grid_s,
         "best": best,

@@ -421,6 +421,48 @@ def verdict_races(_: str) -> str:
     return table((*headers, "winner's optimism"), rows) + f"\n{rounds} races a line, half as many for what is found.\n"
 
 
+def regret(_: str) -> str:
+    """The races of benchmarks/race.py beside their exhaustive grids."""
+    rows = []
+    for found in _races():
+        pair = found.get("difference")
+        apart = f"{100 * pair['value']:+.1f} [{100 * pair['low']:+.1f}, {100 * pair['high']:+.1f}]" if pair else ""
+        rows.append(
+            [
+                f"`{found['set']}`",
+                f"{len(found['grid'])} x {found['steps']} steps",
+                f"{found['test_examples']}",
+                f"`{found['pick']}` {100 * found['pick_score']:.1f}",
+                f"`{found['best']}` {100 * found['best_score']:.1f}",
+                f"{100 * found['regret']:.1f}",
+                apart,
+                f"{found['cost_share']:.0%}",
+                f"{format_seconds(found['race_s'])} of {format_seconds(found['grid_s'])}",
+            ]
+        )
+    heads = ["set", "grid", "test examples", "the race's pick", "best of the grid", "regret", "best minus pick"]
+    return table([*heads, "cost", "computing"], rows)
+
+
+def grids(_: str) -> str:
+    """The test scores of every candidate of every grid, and where the race dropped it."""
+    races = _races()
+    names = sorted({name for found in races for name in found["grid"]})
+    rows = []
+    for name in names:
+        cells = []
+        for found in races:
+            score = f"{100 * found['grid'][name]:.1f}" if name in found["grid"] else "failed"
+            cells.append(f"**{score}**" if name in found["finalists"] else score)
+        rows.append([f"`{name}`", *cells])
+    return table(["candidate", *(f"`{found['set']}`" for found in races)], rows)
+
+
+def _races() -> list[dict[str, Any]]:
+    paths = sorted((DOCS / "results").glob("race_*.json"))
+    return [json.loads(path.read_text("utf-8")) for path in paths]
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -442,6 +484,8 @@ KINDS: dict[str, Callable[[str], str]] = {
     "plan errors": plan_errors,
     "plan rows": plan_rows,
     "verdict races": verdict_races,
+    "regret": regret,
+    "grids": grids,
 }
 
 

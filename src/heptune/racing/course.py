@@ -204,8 +204,9 @@ class _Course:
             reasons = "; ".join(f"{n}: {Run(f).manifest.get('error') or lost.get(n)}" for n, f in folders.items())
             raise RunError(f"no finalist of {race.folder} came to its end ({reasons}); `heptune resume` tries again")
         test = (race.values["test_limit"], race.values["settings"]["seed"], race.values["threads"])
-        pieces: dict[str, tuple[Any, ...]] = {n: (work.answers, str(folder), *test) for n, folder in finished.items()}
-        pieces["baselines"] = (work.baselines, str(race.folder), *test)
+        # The baselines take longest: begun first, they end while the finalists are tested beside them.
+        pieces: dict[str, tuple[Any, ...]] = {"baselines": (work.baselines, str(race.folder), *test)}
+        pieces |= {name: (work.answers, str(folder), *test) for name, folder in finished.items()}
         self.listener(StageStarted("the test part, and the baselines", tuple(pieces), None))
         failed = self.compute(pieces, {})
         if failed:
