@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,8 +21,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _own_races(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test's race came to is no prior of this machine."""
+@pytest.fixture(autouse=True, scope="session")
+def _own_races(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test's race came to is no prior of this machine; nor what a fixture's did, hence the session's scope."""
     folder = tmp_path_factory.mktemp("races")
-    monkeypatch.setattr("heptune.planning.priors.cache_folder", lambda: folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("heptune.planning.priors.cache_folder", lambda: folder)
+        yield

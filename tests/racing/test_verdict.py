@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heptune import techniques
 from heptune.core.errors import UsageError
+from heptune.racing.conclusion import serving
 from heptune.racing.decision import AXES, Contender, Serving, decide
 from heptune.racing.verdict import Verdict, judge
 from heptune.scoring.statistics import Interval
@@ -290,3 +292,12 @@ def test_who_cannot_stand_in_one_race() -> None:
         verdict()
     with pytest.raises(UsageError, match="has 1 seeds for 2 rows"):
         verdict(replace(contender("a", [[1, 0], [1, 1]]), seeds=(1,)))
+
+
+@pytest.mark.parametrize("name", techniques.names())
+def test_what_a_request_costs_is_known_of_every_technique(name: str) -> None:
+    """At its default settings, of which P-Tuning leaves the number of virtual tokens open."""
+    entry = {"technique": name, "settings": asdict(techniques.build(name))}  # type: ignore[call-overload]
+    found = serving(entry, 1000, 50_000)
+    assert (found.positions == 20) == (name in ("p_tuning", "p_tuning_v2", "prefix", "prompt"))
+    assert found.flops_share == (0.02 if name == "adapter" else 0.0) and found.words

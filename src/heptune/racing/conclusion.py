@@ -8,6 +8,7 @@ import numpy as np
 
 from heptune import tasks, techniques
 from heptune.data.record import Record
+from heptune.planning.forms import virtual_tokens
 from heptune.racing.decision import Contender, Serving
 from heptune.racing.outcomes import kept_outcomes, tested_on
 from heptune.racing.race import Race
@@ -78,7 +79,7 @@ def _technique(
 def serving(entry: dict[str, Any], trainable: int, parameters: int | None) -> Serving:
     """What a request costs beyond the untouched base's: nothing where the technique merges into the weights."""
     kind = techniques.get(entry["technique"])
-    tokens = int(entry["settings"].get("virtual_tokens", 0))
+    tokens = virtual_tokens(entry["settings"])
     if "mergeable" in kind.capabilities:
         return Serving(0, 0, 0.0, "merged into the base's weights: nothing extra")
     if kind.capabilities & {"virtual_tokens", "kv_prefix"}:

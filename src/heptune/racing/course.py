@@ -6,7 +6,6 @@ that was killed goes on where it was: what is done is found done.
 
 from __future__ import annotations
 
-import gc
 import shutil
 import signal
 import threading
@@ -18,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from heptune.core.errors import RunError
 from heptune.core.events import (
     CandidateDone,
@@ -30,6 +27,7 @@ from heptune.core.events import (
     RungDecided,
     StageStarted,
 )
+from heptune.engine.memory import give_back
 from heptune.planning import priors
 from heptune.racing import work
 from heptune.racing.conclusion import conclude
@@ -59,7 +57,7 @@ def run(race: Race, place: Place, listener: Listener, keep_dropped: bool = False
     try:
         with race.locked():
             race.update(status="running")
-            _make_room()
+            give_back()  # what measured the race
             listener(_started(race, place))
             course = _Course(race, place, listener, keep_dropped)
             try:
@@ -72,13 +70,6 @@ def run(race: Race, place: Place, listener: Listener, keep_dropped: bool = False
     finally:
         place.close()
     return race
-
-
-def _make_room() -> None:
-    """What measured the race is gone, but not yet the memory that it had."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from heptune.core.errors import HeptuneError
 from heptune.core.events import Listener, ignore
 from heptune.engine.forward import Forward
+from heptune.engine.memory import give_back
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import load_base
@@ -32,7 +33,7 @@ def advance(folder: str, until: int, threads: int, listener: Listener = ignore) 
 
     Raises `HeptuneError` where the candidate can do nothing about it: its data or base are gone, it is in use.
     """
-    torch.set_num_threads(threads)
+    _begin(threads)
     run = Run(folder)
     status = run.manifest["status"]
     if status == "finished" or (status == "paused" and run.manifest["step"] >= until):
@@ -54,7 +55,7 @@ def advance(folder: str, until: int, threads: int, listener: Listener = ignore) 
 
 def answers(folder: str, limit: int | None, seed: int, threads: int, listener: Listener = ignore) -> str:
     """Scores a finished run on the test part and keeps every answer in its test.json."""
-    torch.set_num_threads(threads)
+    _begin(threads)
     path = Path(folder) / "test.json"
     if not path.exists():
         tuned = opened(Run(folder), listener)
@@ -67,7 +68,7 @@ def answers(folder: str, limit: int | None, seed: int, threads: int, listener: L
 
 def baselines(folder: str, limit: int | None, seed: int, threads: int, listener: Listener = ignore) -> str:
     """Scores what has to be beaten on the test part and keeps every answer in baselines.json."""
-    torch.set_num_threads(threads)
+    _begin(threads)
     path = Path(folder) / "baselines.json"
     if not path.exists():
         values = read_json(Path(folder) / "race.json")
@@ -79,6 +80,12 @@ def baselines(folder: str, limit: int | None, seed: int, threads: int, listener:
         scorer = Scorer(forward, ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
         write_json(path, rivals(problem, scorer, records, seed, listener))
     return "reached"
+
+
+def _begin(threads: int) -> None:
+    """One process computes many pieces: what the last one held must not be counted as this one's memory."""
+    torch.set_num_threads(threads)
+    give_back()
 
 
 def _first_line(error: Exception) -> str:
