@@ -280,7 +280,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             found |= peak.found()
         if "memory" in kinds and device.type != "cuda":
             state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-            with LiveTracker([*tensors_of(model), *parameters.values(), *state]) as tracker:
+            originals = (getattr(attached, "_originals", None) or {}).values()  # what detaching puts back
+            with LiveTracker([*tensors_of(model), *parameters.values(), *originals, *state]) as tracker:
                 step(1)
             found["live"] = tracker.peak_bytes
     passes = [_pass(forward, portion, settings.share) for portion in forward.portions(batch, settings.micro_tokens)]
@@ -382,7 +383,7 @@ def predicted(report: dict[str, Any], name: str, trace: bool) -> dict[str, float
     dequantized = dequantized_weights(shape) if quantized else 0.0
     return {
         "live": memory.total,
-        "resident": resident_bytes(memory.total, memory.weights + memory.optimizer),
+        "resident": resident_bytes(memory.total, memory.weights + memory.optimizer, quantized),
         "time": step_seconds(works, cost.trainable, machine, row["tensors"], dequantized=dequantized),
     }
 

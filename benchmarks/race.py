@@ -72,7 +72,7 @@ def _enter(arguments: argparse.Namespace, folder: Path) -> Race:
     problem = api.problems.pose(
         arguments.data / SETS[arguments.name],
         None,
-        api.DataOptions(limit=arguments.limit),
+        api.DataOptions(limit=arguments.limit, skip_bad=True),
         None,
         None,
         arguments.seed,

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heptune.core.events import CandidateDone, Event, StageStarted, ignore
+from heptune.core.events import CandidateDone, Event, Note, StageStarted, ignore
 from heptune.racing import course
 from heptune.racing.entry import Terms
 from heptune.racing.places import Here, Lost, Processes
@@ -186,7 +186,10 @@ def processes() -> Iterator[Processes]:
     place.close()
 
 
-def test_a_worker_that_dies_loses_one_candidate(prepared: Path, tmp_path: Path, processes: Processes) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_that_dies_is_replaced_and_its_candidate_tried_once_more(
+    prepared: Path, tmp_path: Path, processes: Processes, times: int
+) -> None:
     """Killed in the middle of a training, as the system does where memory runs out; the others do not notice."""
     folder = tmp_path / "race"
     shutil.copytree(prepared, folder)
@@ -204,14 +207,21 @@ def test_a_worker_that_dies_loses_one_candidate(prepared: Path, tmp_path: Path, 
 
     def listener(event: Event) -> None:
         heard.append(event)
-        if isinstance(event, StageStarted) and not any(isinstance(e, CandidateDone) for e in heard):
+        began = [e for e in heard if isinstance(e, StageStarted) and victim in e.names]
+        if isinstance(event, StageStarted) and len(began) <= times:
             threading.Thread(target=kill, daemon=True).start()
 
     race = course.run(Race(folder), processes, listener)
     failed = [event for event in heard if isinstance(event, CandidateDone) and event.failed]
-    assert [event.name for event in failed] == [victim] and "its process died with code -9" in failed[0].failed
+    assert [event.name for event in failed] == [victim] * times
+    assert all("its process died with code -9" in event.failed for event in failed)
+    again = [event for event in heard if isinstance(event, Note) and event.text.startswith(f"{victim}: its process")]
+    assert len(again) == 1 and "once more" in again[0].text
     first = {s["candidate"]: s for s in race.values["rungs"][0]["standings"]}
-    assert not first[victim]["kept"] and first[victim]["why"] == failed[0].failed
+    if times == 1:
+        assert first[victim]["score"] is not None and "lost" not in race.values
+    else:
+        assert not first[victim]["kept"] and first[victim]["why"] == failed[0].failed
     assert all(s["score"] is not None for name, s in first.items() if name != victim)
     assert race.values["status"] == "finished"
 

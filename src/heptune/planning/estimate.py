@@ -246,8 +246,8 @@ class Estimator:
             standing = memory.weights + memory.optimizer
         if self.target.kind == "cuda":
             live["save"] = standing  # what is written is copied to the host first
-        held = {name: self.target.held_bytes(size, min(size, standing)) for name, size in live.items()}
-        held["load"] = self.target.held_bytes(live["load"], live["load"])  # nothing is freed in between
+        held = {name: self.target.held_bytes(size, min(size, standing), quantized) for name, size in live.items()}
+        held["load"] = self.target.held_bytes(live["load"], live["load"], quantized)  # nothing is freed in between
         return Estimate(
             strategy=strategy,
             memory=memory,

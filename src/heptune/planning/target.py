@@ -34,11 +34,11 @@ class Target:
     machine: Machine | None
     said: str
 
-    def held_bytes(self, live: float, standing: float) -> int:
+    def held_bytes(self, live: float, standing: float, quantized: bool = False) -> int:
         """What a device holds when `live` bytes are alive at the peak, `standing` of them all the time: the process or
-        the driver, and the allocator's losses, come on top."""
+        the driver, and the allocator's losses, come on top. `quantized`: the base lies in 4 bits."""
         if self.kind == "cpu":
-            return resident_bytes(live, standing)
+            return resident_bytes(live, standing, quantized)
         return round(CONTEXT_BYTES + live + CACHING_SHARE * (live - standing))
 
     def to_json(self) -> dict[str, Any]:

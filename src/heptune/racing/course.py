@@ -221,7 +221,9 @@ class _Course:
         _remember(race)
 
     def train(self, folders: Mapping[str, Path], until: int) -> None:
-        """Everyone to a step. What fails is remembered by its run, what was lost by the race."""
+        """Everyone to a step. Whose process died is tried once more, alone: most likely memory ran out.
+
+        What fails is remembered by its run, what was lost by the race."""
         todo = {name: folder for name, folder in folders.items() if not _reached(folder, until)}
         if not todo:
             return
@@ -229,6 +231,11 @@ class _Course:
         threads = self.race.values["threads"]
         pieces = {name: (work.advance, str(folder), until, threads) for name, folder in todo.items()}
         failed = self.compute(pieces, todo)
+        lost = [name for name in failed if Run(todo[name]).manifest["status"] != "failed"]
+        for name in lost:
+            self.listener(Note(f"{name}: {failed.pop(name)}; once more, with nothing beside it", "warning"))
+            self.listener(StageStarted(f"{name} to step {until}, once more", (name,), until))
+            failed |= self.compute({name: pieces[name]}, {name: todo[name]})
         if failed:
             self.race.update(lost={**self.race.values.get("lost", {}), **failed})
 
