@@ -5,8 +5,8 @@
    corrected for all the pairs that are looked at).
 3. A tied contender stays in the running unless it is dominated: another one scores no worse and costs no more in every
    respect, and is strictly better in one.
-4. Technique against baseline: a technique has to be shown to beat the best baseline. Where one in the running is, the
-   baselines are out; where none is, the techniques are, and the verdict is a baseline.
+4. Technique against baseline: a technique has to be shown to beat the best baseline. Those in the running that are
+   stay in it alone; where none is, the verdict is a baseline.
 5. A tie goes to the cheapest of those left.
 
 What is cheapest: four costs (`AXES`), each in its own unit, are made one number by their geometric mean,
@@ -119,14 +119,17 @@ def decide(
     undominated = front(contenders, scores, AXES)
     running = [c for c in by_cost if c.name in tied and c.name in undominated]
     baseline = next((c.name for c in ranked if c.kind == "baseline"), None)
-    beaten = baseline is not None and any(
-        c.kind == "technique" and scores[c.name] > scores[baseline] and not tie(c.name, baseline) for c in running
-    )
-    if baseline is not None:
-        wanted = "technique" if beaten else "baseline"
-        # No baseline is left where a technique dominates it: it is better and costs less, and needs no other proof.
-        running = [c for c in running if c.kind == wanted] or running
-    return Decision(running[0].name, tuple(c.name for c in ranked), tied, undominated, baseline, beaten)
+    proven = [
+        c
+        for c in running
+        if baseline is not None
+        and c.kind == "technique"
+        and scores[c.name] > scores[baseline]
+        and not tie(c.name, baseline)
+    ]
+    # No baseline is left where a technique dominates it: it is better and costs less, and needs no other proof.
+    running = proven or [c for c in running if c.kind == "baseline"] or running
+    return Decision(running[0].name, tuple(c.name for c in ranked), tied, undominated, baseline, bool(proven))
 
 
 def cost_key(c: Contender, scores: Mapping[str, float]) -> tuple[Any, ...]:
