@@ -40,6 +40,7 @@ import numpy as np
 from heptune import techniques
 from heptune.core.units import format_seconds
 from heptune.planning import book
+from heptune.planning.book import Variant
 from heptune.planning.forms import Pass, StepForm, sizes_of
 from heptune.planning.hardware import Machine
 from heptune.planning.memory import resident_bytes, training_memory
@@ -406,7 +407,7 @@ def _form(model: str, technique: str, dtype: str, quantized: bool, trace: bool) 
     shape, settings = _shape(model), asdict(techniques.build(technique))  # type: ignore[call-overload]
     found = None
     if not trace:
-        found = book.find(shape.family, technique, settings, dtype, False, quantized, shape.head_tied)
+        found = book.find(Variant(shape.family, technique, settings, dtype, False, quantized, shape.head_tied))
     if found is None:
         from heptune.planning.trace import trace as traced
 

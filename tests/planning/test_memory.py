@@ -18,13 +18,14 @@ from heptune.engine.forest import plant
 from heptune.models.attention import Visibility
 from heptune.models.catalog import describe, entries
 from heptune.planning import book, kept
+from heptune.planning.book import Variant
 from heptune.planning.forms import Pass, StepForm, sizes_of
 from heptune.planning.memory import base_bytes, phases, resident_bytes, training_memory
 from heptune.planning.plan import plan
 from planning.measured import examples_of, measure
 from tiny import tiny_model
 
-DEFAULTS = {"dtype": "float32", "recompute": False, "tied": False, "layers": 3}
+LAYERS = 3
 
 
 def test_a_pass_counts_the_blocks_that_attention_makes() -> None:
@@ -49,7 +50,7 @@ def test_a_pass_counts_the_blocks_that_attention_makes() -> None:
 def test_gradients_of_earlier_passes_stay(technique: str) -> None:
     found = measure("llama", technique, rows=600, micro_tokens=150, num_hidden_layers=4)
     shape, cost = found.anatomy.shape, found.technique.cost(found.anatomy.shape)
-    form = book.find("llama", technique, found.settings, "float32", False)
+    form = book.find(Variant("llama", technique, found.settings))
     assert form is not None
     planned = [
         training_memory(
@@ -67,7 +68,7 @@ def test_gradients_of_earlier_passes_stay(technique: str) -> None:
 def test_phases_hold_what_they_say() -> None:
     found = measure("llama", "lora", num_hidden_layers=4)
     shape, cost = found.anatomy.shape, found.technique.cost(found.anatomy.shape)
-    form = book.find("llama", "lora", found.settings, "float32", False)
+    form = book.find(Variant("llama", "lora", found.settings))
     assert form is not None
     sizes = sizes_of(shape, found.settings, found.batch)
     planned = phases(shape, cost, form, sizes, sizes, dtype_bytes=4, quantized=False, mergeable=True)
@@ -84,7 +85,7 @@ def test_the_book_needs_no_torch() -> None:
     program = (
         "import sys; from heptune.planning import book, forms, kept, memory\n"
         "settings = {'rank': 8, 'alpha': 1.0, 'targets': ['linear'], 'dropout': 0.0, 'dora': False}\n"
-        "assert kept.form('llama', 'lora', settings, dtype='float32', recompute=False, layers=9)\n"
+        "assert kept.form(book.Variant('llama', 'lora', settings), layers=9)\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
@@ -110,19 +111,19 @@ def test_a_form_that_is_not_in_the_book_is_traced_once(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(heptune.planning.trace, "trace", counting)
     settings = vars(techniques.build("lora", {"targets": ("attention",)}))
-    first = kept.form("llama", "lora", settings, **DEFAULTS)
-    assert kept.form("llama", "lora", {**settings, "rank": 3}, **DEFAULTS) == first
+    first = kept.form(Variant("llama", "lora", settings), LAYERS)
+    assert kept.form(Variant("llama", "lora", {**settings, "rank": 3}), LAYERS) == first
     assert len(calls) == 1
     (file,) = (tmp_path / "forms").iterdir()
     file.write_text("{}", "utf-8")  # a damaged one is made again
-    assert kept.form("llama", "lora", settings, **DEFAULTS) == first and len(calls) == 2
+    assert kept.form(Variant("llama", "lora", settings), LAYERS) == first and len(calls) == 2
     left_out = vars(techniques.build("adapter", {"leave_out": (0,)}))
-    assert kept.form("llama", "adapter", left_out, **DEFAULTS).exact and calls[-1]["layers"] == 3
+    assert kept.form(Variant("llama", "adapter", left_out), LAYERS).exact and calls[-1]["layers"] == 3
 
 
 def test_an_unknown_family_is_said_to_be_unknown() -> None:
     with pytest.raises(BaseModelError, match="knows no architecture 'nothing'"):
-        kept.form("nothing", "lora", vars(techniques.build("lora")), **DEFAULTS)
+        kept.form(Variant("nothing", "lora", vars(techniques.build("lora"))), LAYERS)
 
 
 def test_every_family_of_the_catalog_is_planned_from_the_book(monkeypatch: pytest.MonkeyPatch) -> None:

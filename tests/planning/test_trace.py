@@ -10,6 +10,7 @@ import torch
 from heptune import techniques
 from heptune.engine import loss
 from heptune.planning import book, forms
+from heptune.planning.book import Variant
 from heptune.planning.forms import StepForm, sizes_of
 from heptune.planning.memory import training_memory
 from heptune.planning.symbols import Symbols
@@ -58,7 +59,7 @@ def test_the_book_predicts_a_step(technique: str, family: str) -> None:
     found = measure(family, technique, root=30, **layers)
     shape = found.anatomy.shape
     quantized = "quantizes_base" in found.technique.capabilities
-    form = book.find(shape.family, technique, found.settings, "float32", False, quantized, shape.head_tied)
+    form = book.find(Variant(shape.family, technique, found.settings, "float32", False, quantized, shape.head_tied))
     assert form is not None
     compare(form, found, quantized=quantized)
 
@@ -93,7 +94,8 @@ def test_settings_of_its_own_are_traced(technique: str, settings: dict[str, Any]
 @pytest.mark.parametrize(("family", "technique"), [("llama", "lora"), ("gpt2", "adapter"), ("gemma2", "prompt")])
 def test_the_book_is_what_is_traced_now(family: str, technique: str) -> None:
     settings = vars(techniques.build(technique))
-    assert trace(family, technique, settings, tied=False) == book.find(family, technique, settings, "float32", False)
+    stored = book.find(Variant(family, technique, settings))
+    assert trace(family, technique, settings, tied=False) == stored
 
 
 def test_a_form_survives_json_and_names_what_does_not_fit() -> None:
@@ -106,7 +108,7 @@ def test_a_form_survives_json_and_names_what_does_not_fit() -> None:
 def test_work_counts_every_product_of_the_base() -> None:
     found = measure("llama", "full", num_hidden_layers=5)
     shape = found.anatomy.shape
-    form = book.find(shape.family, "full", found.settings, "float32", False, tied=shape.head_tied)
+    form = book.find(Variant(shape.family, "full", found.settings, "float32", False, tied=shape.head_tied))
     assert form is not None
     sizes = sizes_of(shape, found.settings, found.batch)
     sites = [site for site in shape.sites if site.role != "head"]
@@ -125,7 +127,7 @@ def test_work_counts_every_product_of_the_base() -> None:
 def test_operations_are_counted_at_any_number_of_blocks() -> None:
     found = measure("llama", "lora", rows=700, num_hidden_layers=4)
     shape = found.anatomy.shape
-    form = book.find(shape.family, "lora", found.settings, "float32", False)
+    form = book.find(Variant(shape.family, "lora", found.settings))
     assert form is not None
     sizes = sizes_of(shape, found.settings, found.batch)
     assert found.operations == pytest.approx(form.work(sizes, shape.layers).operations, rel=0.02)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,35 +36,32 @@ def structure(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def key(
-    family: str,
-    technique: str,
-    settings: Mapping[str, Any],
-    dtype: str,
-    recompute: bool,
-    quantized: bool = False,
-    tied: bool = False,
-) -> str:
-    """The name of a form. `dtype`: 'float32' or 'bfloat16'. `tied`: whether the head is the embedding."""
-    facts = [
-        family, technique, json.dumps(structure(settings), sort_keys=True), dtype,
-        *(name for name, given in (("recompute", recompute), ("quantized", quantized), ("tied", tied)) if given),
-    ]  # fmt: skip
-    return "|".join(facts)
+@dataclass(frozen=True)
+class Variant:
+    """What decides a form. `family`: transformers' model type. `dtype`: of the base's weights, 'float32' or 'bfloat16'.
+    `recompute`: whether activations are computed again. `quantized`: the base lies in 4 bits. `tied`: the head is the
+    embedding."""
+
+    family: str
+    technique: str
+    settings: Mapping[str, Any]
+    dtype: str = "float32"
+    recompute: bool = False
+    quantized: bool = False
+    tied: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name in the book: equal where the forms are."""
+        settings = json.dumps(structure(self.settings), sort_keys=True)
+        ways = [name for name in ("recompute", "quantized", "tied") if getattr(self, name)]
+        return "|".join([self.family, self.technique, settings, self.dtype, *ways])
 
 
-def find(
-    family: str,
-    technique: str,
-    settings: Mapping[str, Any],
-    dtype: str,
-    recompute: bool,
-    quantized: bool = False,
-    tied: bool = False,
-) -> StepForm | None:
+def find(variant: Variant) -> StepForm | None:
     """The stored form; None where there is none (`planning.trace` makes it then)."""
     book = read()
-    number = book["entries"].get(key(family, technique, settings, dtype, recompute, quantized, tied))
+    number = book["entries"].get(variant.key)
     return None if number is None else StepForm.from_json(book["forms"][number])
 
 

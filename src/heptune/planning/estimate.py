@@ -24,6 +24,7 @@ from heptune.core.errors import TechniqueError
 from heptune.engine.settings import Settings
 from heptune.models.catalog import BaseFacts
 from heptune.models.shape import ModelShape
+from heptune.planning.book import Variant
 from heptune.planning.costs import cost_of
 from heptune.planning.forms import Pass, StepForm, sizes_of, virtual_tokens
 from heptune.planning.kept import form
@@ -175,7 +176,7 @@ class Estimator:
         key = (candidate.name, str(sorted(candidate.settings.items())), settings.recompute, quantized)
         if key not in self._forms:
             own = self.base.form_family == self.shape.family
-            self._forms[key] = form(
+            variant = Variant(
                 self.base.form_family,
                 candidate.name,
                 candidate.settings,
@@ -183,9 +184,8 @@ class Estimator:
                 recompute=settings.recompute,
                 quantized=quantized,
                 tied=self.shape.head_tied,
-                layers=self.shape.layers,
-                config=self.base.config if own else None,
             )
+            self._forms[key] = form(variant, self.shape.layers, self.base.config if own else None)
         return self._forms[key]
 
     def layout(self, placement: Placement, settings: Settings) -> Layout:

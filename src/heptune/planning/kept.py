@@ -17,6 +17,7 @@ import heptune
 from heptune.core.errors import BaseModelError, RunError
 from heptune.models.embedded import cache_folder
 from heptune.planning import book
+from heptune.planning.book import Variant
 from heptune.planning.forms import StepForm
 from heptune.runs.files import read_json, write_json
 
@@ -24,34 +25,21 @@ from heptune.runs.files import read_json, write_json
 _NAMES_LAYERS = ("leave_out",)
 
 
-def form(
-    family: str,
-    technique: str,
-    settings: Mapping[str, Any],
-    *,
-    dtype: str,
-    recompute: bool,
-    quantized: bool = False,
-    tied: bool = False,
-    layers: int,
-    config: Mapping[str, Any] | None = None,
-) -> StepForm:
-    """The form of a training step.
-
-    `family`: transformers' model type; `config`: the base's own configuration, for an architecture that is not in the
-    book; without it the family's default one is taken. The rest as in `book.find`; `layers`: the base's.
+def form(variant: Variant, layers: int, config: Mapping[str, Any] | None = None) -> StepForm:
+    """The form of a training step of a base with so many layers. `config`: the base's own configuration, for an
+    architecture that is not in the book; without it the family's default one is taken.
 
     Raises `BaseModelError` where transformers does not know the family.
     """
-    found = book.find(family, technique, settings, dtype, recompute, quantized, tied)
+    found = book.find(variant)
     if found is not None:
         return found
-    named = layers if any(settings.get(name) for name in _NAMES_LAYERS) else None
-    path = _path(book.key(family, technique, settings, dtype, recompute, quantized, tied), config, named)
+    named = layers if any(variant.settings.get(name) for name in _NAMES_LAYERS) else None
+    path = _path(variant.key, config, named)
     with suppress(RunError, KeyError, TypeError, ValueError):
         if path.is_file():
             return StepForm.from_json(read_json(path))
-    made = _trace(family, config, technique, settings, dtype, recompute, quantized, tied, named)
+    made = _trace(variant, config, named)
     with suppress(OSError):  # a cache that cannot be written is only slower
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, made.to_json())
@@ -70,33 +58,23 @@ def _path(key: str, config: Mapping[str, Any] | None, layers: int | None) -> Pat
     return cache_folder() / "forms" / f"{digest[:32]}.json"
 
 
-def _trace(
-    family: str,
-    config: Mapping[str, Any] | None,
-    technique: str,
-    settings: Mapping[str, Any],
-    dtype: str,
-    recompute: bool,
-    quantized: bool,
-    tied: bool,
-    layers: int | None,
-) -> StepForm:
+def _trace(variant: Variant, config: Mapping[str, Any] | None, layers: int | None) -> StepForm:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from heptune.planning.trace import trace
 
-    if family not in CONFIG_MAPPING:
+    if variant.family not in CONFIG_MAPPING:
         raise BaseModelError(
-            f"transformers {version('transformers')} knows no architecture {family!r}, so its memory and work cannot "
-            "be counted; a newer one may"
+            f"transformers {version('transformers')} knows no architecture {variant.family!r}, so its memory and work "
+            "cannot be counted; a newer one may"
         )
     return trace(
-        CONFIG_MAPPING[family].from_dict(dict(config)) if config else family,
-        technique,
-        settings,
-        dtype=dtype,
-        recompute=recompute,
-        quantized=quantized,
-        tied=tied,
+        CONFIG_MAPPING[variant.family].from_dict(dict(config)) if config else variant.family,
+        variant.technique,
+        variant.settings,
+        dtype=variant.dtype,
+        recompute=variant.recompute,
+        quantized=variant.quantized,
+        tied=variant.tied,
         layers=layers,
     )

@@ -10,14 +10,14 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields, replace
 
 import torch
 
 from heptune import techniques
 from heptune.core.errors import HeptuneError
 from heptune.planning import book
+from heptune.planning.book import Variant
 from heptune.planning.trace import trace
 
 FAMILIES = (
@@ -26,23 +26,17 @@ FAMILIES = (
 )
 
 
-def entries(family: str) -> Iterator[dict[str, Any]]:
-    """What is traced for one family: the arguments of `trace`, by name."""
+def entries(family: str) -> Iterator[Variant]:
+    """What is traced for one family, with a head of its own."""
     for name in techniques.names():
         kind = techniques.get(name)
         trains_base = "trains_base" in kind.capabilities
         quantizes = "quantizes_base" in kind.capabilities
+        settings = asdict(techniques.build(name))  # type: ignore[call-overload]
         for dtype in ("float32",) if trains_base else ("float32", "bfloat16"):
             for recompute in (False, True):
                 for quantized in (True,) if quantizes else (False,) if trains_base else (False, True):
-                    yield {
-                        "architecture": family,
-                        "technique": name,
-                        "settings": asdict(techniques.build(name)),  # type: ignore[call-overload]
-                        "dtype": dtype,
-                        "recompute": recompute,
-                        "quantized": quantized,
-                    }
+                    yield Variant(family, name, settings, dtype, recompute, quantized)
 
 
 def main(families: list[str]) -> None:
@@ -55,22 +49,22 @@ def main(families: list[str]) -> None:
         if name.split("|")[0] not in (families or FAMILIES)
     }
     for family in families or FAMILIES:
-        for entry in entries(family):
-            arguments = {k: v for k, v in entry.items() if k != "architecture"}
-            trains_base = "trains_base" in techniques.get(entry["technique"]).capabilities
-            for tied in (False, True):
-                name = book.key(family, **arguments, tied=tied)
-                if tied and not trains_base:  # a frozen head costs the same
-                    made[name] = made[book.key(family, **arguments)]
-                    continue
-                try:
-                    form = trace(**entry, tied=tied)
-                except HeptuneError as error:
-                    print(f"{name}: {error}", file=sys.stderr)
-                    break
-                made[name] = json.dumps(form.to_json(), separators=(",", ":"))
+        for own in entries(family):
+            tied = replace(own, tied=True)
+            try:
+                made[own.key] = _traced(own)
+                # A frozen head costs the same.
+                trains_base = "trains_base" in techniques.get(own.technique).capabilities
+                made[tied.key] = _traced(tied) if trains_base else made[own.key]
+            except HeptuneError as error:
+                print(f"{own.key}: {error}", file=sys.stderr)
         _write(made)
         print(f"{family}: {len(made)} entries, {book.BOOK.stat().st_size / 1e6:.2f} MB")
+
+
+def _traced(variant: Variant) -> str:
+    arguments = {f.name: getattr(variant, f.name) for f in fields(variant) if f.name != "family"}
+    return json.dumps(trace(variant.family, **arguments).to_json(), separators=(",", ":"))
 
 
 def _write(made: dict[str, str]) -> None:
