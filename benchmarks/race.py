@@ -7,8 +7,9 @@ full length, which gives the bits of a training that was never dropped: together
 scored on the same test examples.
 
 - regret: the best test score of the grid minus that of the race's winner (the first seed of both)
-- cost: seconds of training, validating and testing, all candidates' together; the race's further seeds are part of its
-  cost, not of the grid's
+- cost: training, validating and testing, all candidates' together; the race's further seeds are part of its cost, not
+  of the grid's. Steps are priced at the median of their technique's, validations and tests at theirs: what else the
+  machine did meanwhile would fall on one or the other.
 
 An interrupted benchmark goes on where it was.
 """
@@ -18,8 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import sys
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,41 +94,68 @@ def _enter(arguments: argparse.Namespace, folder: Path) -> Race:
     return api.enter(folder, arguments.base, problem, chosen, settings, terms, None, "here", sys.argv, tell)
 
 
-def _run_s(folder: Path) -> float:
-    """Seconds of training and validating so far, over all sittings."""
-    return max((float(e["time_s"]) for e in Run(folder).events if e["event"] == "TrainingEnded"), default=0.0)
-
-
 def _race_report(made: Race) -> dict[str, Any]:
-    """What the race concluded and paid; taken once, before the grid goes on."""
-    kept = made.folder / "race_report.json"
-    if not kept.exists():
-        runs = [p.parent for part in ("candidates", "finals") for p in made.folder.glob(f"{part}/*/manifest.json")]
-        tested = [read_test_s(folder) for folder in runs]
-        write_json(
-            kept,
-            {
-                "winner": made.verdict["winner"],
-                "words": made.verdict["words"],
-                "finals": made.values["finals"],
-                "candidates": len(made.values["candidates"]),
-                "steps": made.steps,
-                "settings": made.values["settings"],
-                "versions": made.values["versions"],
-                "test_examples": made.verdict["examples"],
-                "scores": {c["name"]: c["score"] for c in made.verdict["contenders"]},
-                "wall_s": made.values["spent_s"],
-                "race_s": sum(map(_run_s, runs)) + sum(tested),
-            },
+    """What the race concluded."""
+    return {
+        "winner": made.verdict["winner"],
+        "words": made.verdict["words"],
+        "finals": made.values["finals"],
+        "finalists": [final["candidate"] for final in made.values["finals"]],
+        "steps": made.steps,
+        "settings": made.values["settings"],
+        "versions": made.values["versions"],
+        "test_examples": made.verdict["examples"],
+        "scores": {c["name"]: c["score"] for c in made.verdict["contenders"]},
+    }
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Medians over all that was done: seconds of a step by technique, of a validation, of a test."""
+
+    step_s: dict[str, float]
+    validation_s: float
+    test_s: float
+
+    @classmethod
+    def of(cls, made: Race) -> Prices:
+        """What was paid in the race and in its grid."""
+        steps: dict[str, list[float]] = {}
+        validations, tests = [], []
+        for path in made.folder.glob("*/*/manifest.json"):
+            run = Run(path.parent)
+            of_technique = steps.setdefault(run.manifest["technique"]["name"], [])
+            for before, event in pairwise(run.events):
+                if event["event"] == "StepDone":
+                    of_technique.append(event["time_s"])
+                if event["event"] == "Validated" and before["event"] == "StepDone":
+                    validations.append(event["at"] - before["at"])
+            if (path.parent / "test.json").exists():
+                tests.append(json.loads((path.parent / "test.json").read_text("utf-8"))["scoring_s"])
+        return cls(
+            {name: statistics.median(times) for name, times in steps.items()},
+            statistics.median(validations),
+            statistics.median(tests),
         )
-    found: dict[str, Any] = json.loads(kept.read_text("utf-8"))
-    return found
+
+    def training(self, technique: str, steps: int, validations: int) -> float:
+        """Seconds of a training with its validations."""
+        return steps * self.step_s[technique] + validations * self.validation_s
 
 
-def read_test_s(folder: Path) -> float:
-    """Seconds that scoring the test part took; 0 where it was not scored."""
-    path = folder / "test.json"
-    return float(json.loads(path.read_text("utf-8"))["scoring_s"]) if path.exists() else 0.0
+def _race_s(made: Race, prices: Prices) -> float:
+    """What the race cost: everyone to the rung where it was dropped, the finalists' seeds, their tests."""
+    seconds = 0.0
+    reached = {s["candidate"]: rung["step"] for rung in made.values["rungs"] for s in rung["standings"]}
+    reached |= {final["candidate"]: made.steps for final in made.values["finals"]}
+    for name, step in reached.items():
+        validations = sum(rung <= step for rung in made.rungs)
+        seconds += prices.training(made.entry(name)["technique"], step, validations)
+    for final in made.values["finals"]:
+        further = len(final["runs"]) - 1
+        seconds += further * prices.training(made.entry(final["candidate"])["technique"], made.steps, 1)
+        seconds += len(final["runs"]) * prices.test_s
+    return seconds
 
 
 def _finish_the_grid(made: Race) -> None:
@@ -154,8 +185,9 @@ def _grid_report(made: Race, report: dict[str, Any]) -> dict[str, Any]:
             outcomes[entry["name"]] = np.array([kept_outcomes(folder)["correct"]], dtype=float)
         else:
             failed[entry["name"]] = Run(folder).manifest.get("error", "not finished")
-    folders = [made.run_folder(name) for name in outcomes]
-    grid_s = sum(map(_run_s, folders)) + sum(map(read_test_s, folders))
+    prices = Prices.of(made)
+    full = [prices.training(made.entry(name)["technique"], made.steps, len(made.rungs)) for name in outcomes]
+    race_s, grid_s = _race_s(made, prices), sum(full) + len(full) * prices.test_s
     scores = {name: float(rows.mean()) for name, rows in outcomes.items()}
     best = max(scores, key=scores.__getitem__)
     won = next((f["candidate"] for f in report["finals"] if f["contender"] == report["winner"]), None)
@@ -163,9 +195,9 @@ def _grid_report(made: Race, report: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "grid": scores,
         "failed": failed,
-        "finalists": [final["candidate"] for final in report["finals"]],
+        "race_s": race_s,
         "grid_s": grid_s,
-        "cost_share": report["race_s"] / grid_s,
+        "cost_share": race_s / grid_s,
         "best": best,
         "best_score": scores[best],
         "pick": won or report["winner"],

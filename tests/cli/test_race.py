@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from heptune.cli.race import print_verdict
 from heptune.cli.race_live import Board, Lines, Screen, live
 from heptune.core.errors import UsageError
 from heptune.core.events import (
@@ -218,6 +221,41 @@ def test_on_ray_without_ray(heptune: Heptune, base: Path, reviews: Path, tmp_pat
         assert Race(tmp_path / "race").values["status"] == "new"
     else:
         pytest.skip("ray is installed")
+
+
+@pytest.mark.parametrize(
+    ("width", "says_ties", "draws_bars"), [(80, False, False), (100, True, False), (130, True, True)]
+)
+def test_a_verdict_fits_the_screen(width: int, says_ties: bool, draws_bars: bool) -> None:
+    """No score is broken in two; what there is no room for is left out."""
+    names = ("prefix", "adapter", "TF-IDF + logistic regression", "most frequent label")
+    contenders = [
+        {
+            "name": name,
+            "kind": "technique" if trained else "baseline",
+            "score": {"value": 0.84, "low": 0.768, "high": 0.893},
+            "time_s": 3720.0,
+            "memory_bytes": 1.5 * 2**30,
+            "artifact_bytes": 513.2 * 2**20,
+            "tied_with_best": True,
+            "pareto": True,
+        }
+        for name, trained in zip(names, (True, True, False, False), strict=True)
+    ]
+    verdict = {"examples": 200, "part": "the test part", "metric": "accuracy", "level": 0.95, "winner": "prefix"}
+    values = {"task": {"name": "classify"}, "cost": {"time_s": 60.0}, "candidates": [1, 2]}
+    race: Any = SimpleNamespace(
+        verdict={**verdict, "contenders": contenders, "words": ["prefix wins."]},
+        values={**values, "exhaustive_cost_estimate": {"time_s": 90.0}},
+    )
+    screen = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
+    print_verdict(race, screen)
+    lines = text(screen).splitlines()
+    scores = [line for line in lines if "0.840 [0.768, 0.893]" in line]
+    assert len(scores) == 4 and scores[0].startswith("* prefix")
+    assert all(("tied front" in line) == says_ties and ("█" in line) == draws_bars for line in scores)
+    assert sum("█" in line for line in lines) == 4 * draws_bars
+    assert max(map(len, scores)) <= width
 
 
 def test_a_race_that_a_baseline_wins(heptune: Heptune, base: Path, tmp_path: Path) -> None:

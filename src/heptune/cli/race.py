@@ -134,6 +134,11 @@ def go_on(folder: Path) -> None:
     finish(continued, screen)
 
 
+# Columns from which on a verdict's table says who is tied; those that it takes beside its bars; and the fewest that are
+# worth drawing one in.
+WIDE, BESIDE_BARS, SHORTEST_BAR = 96, 104, 6
+
+
 def finish(race: Race, screen: Console, say_next: bool = True) -> None:
     """Prints the verdict and what to do next. Leaves the program when the race was interrupted."""
     from heptune.cli.show import command
@@ -161,7 +166,9 @@ def print_verdict(race: Race, screen: Console) -> None:
     screen.print(f"{head}; in brackets the {verdict['level']:.0%} interval", soft_wrap=True)
     screen.print()
     rows = []
-    share = verdict["metric"] == "accuracy"
+    # What a narrow screen has no room for, so that no score is broken in two.
+    wide = screen.width >= WIDE
+    width = min(20, screen.width - BESIDE_BARS) if verdict["metric"] == "accuracy" else 0
     for each in verdict["contenders"]:
         score = each["score"]
         mark = "* " if each["name"] == verdict["winner"] else "  "
@@ -173,12 +180,12 @@ def print_verdict(race: Race, screen: Console) -> None:
                 format_seconds(each["time_s"]) if trained else "",
                 format_bytes(each["memory_bytes"]) if trained else "",
                 format_bytes(each["artifact_bytes"]) if trained else "",
-                ("tied" if each["tied_with_best"] else "") + (" front" if each["pareto"] else ""),
-                bar(score["value"]) if share else "",
+                *([("tied" if each["tied_with_best"] else "") + (" front" if each["pareto"] else "")] if wide else []),
+                *([bar(score["value"], width)] if width >= SHORTEST_BAR else []),
             ]
         )
-    headers = ["", verdict["metric"], "training", "peak memory", "artifact", "", ""]
-    screen.print(table(headers, rows, numbers=(2, 3, 4)))
+    headers = ["", verdict["metric"], "training", "peak memory", "artifact", "", ""][: len(rows[0])]
+    screen.print(table(headers, rows, numbers=(1, 2, 3, 4)))
     screen.print()
     for sentence in verdict["words"]:
         screen.print(sentence, soft_wrap=True)
