@@ -6,7 +6,8 @@ First the race runs as `heptune race` runs it. Then every candidate that it drop
 full length, which gives the bits of a training that was never dropped: together that is the exhaustive grid. All are
 scored on the same test examples.
 
-- regret: the best test score of the grid minus that of the race's winner (the first seed of both)
+- regret: the best test score of the grid minus that of the race's winner (the first seed of both); beside it the best
+  of the grid against the better finalist, with an interval, which is another thing where a baseline has won
 - cost: training, validating and testing, all candidates' together; the race's further seeds are part of its cost, not
   of the grid's. Steps are priced at the median of their technique's, validations and tests at theirs: what else the
   machine did meanwhile would fall on one or the other.
@@ -192,8 +193,10 @@ def _grid_report(made: Race, report: dict[str, Any]) -> dict[str, Any]:
     best = max(scores, key=scores.__getitem__)
     won = next((f["candidate"] for f in report["finals"] if f["contender"] == report["winner"]), None)
     own = {"value": report["scores"][report["winner"]]["value"]} if won is None else {"value": scores[won]}
+    finalist = max((name for name in report["finalists"] if name in scores), key=scores.__getitem__)
     found: dict[str, Any] = {
         "grid": scores,
+        "best_finalist": finalist,
         "failed": failed,
         "race_s": race_s,
         "grid_s": grid_s,
@@ -204,8 +207,8 @@ def _grid_report(made: Race, report: dict[str, Any]) -> dict[str, Any]:
         "pick_score": own["value"],
         "regret": scores[best] - own["value"],
     }
-    if won is not None and won != best:
-        pair = compare({best: outcomes[best], won: outcomes[won]}).pair(best, won)
+    if finalist != best:
+        pair = compare({best: outcomes[best], finalist: outcomes[finalist]}).pair(best, finalist)
         interval = pair.difference
         found["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high, "tie": pair.tie}
     return found

@@ -435,13 +435,14 @@ def regret(_: str) -> str:
                 f"`{found['pick']}` {100 * found['pick_score']:.1f}",
                 f"`{found['best']}` {100 * found['best_score']:.1f}",
                 f"{100 * found['regret']:.1f}",
+                f"`{found['best_finalist']}` {100 * found['grid'][found['best_finalist']]:.1f}",
                 apart,
                 f"{found['cost_share']:.0%}",
                 f"{format_seconds(found['race_s'])} of {format_seconds(found['grid_s'])}",
             ]
         )
-    heads = ["set", "grid", "test examples", "the race's pick", "best of the grid", "regret", "best minus pick"]
-    return table([*heads, "cost", "computing"], rows)
+    heads = ["set", "grid", "test examples", "the race's pick", "best of the grid", "regret", "better finalist"]
+    return table([*heads, "best minus finalist", "cost", "computing"], rows)
 
 
 def grids(_: str) -> str:
