@@ -6,8 +6,8 @@ First the race runs as `heptune race` runs it. Then every candidate that it drop
 full length, which gives the bits of a training that was never dropped: together that is the exhaustive grid. All are
 scored on the same test examples.
 
-- regret: the best test score of the grid minus that of the race's winner (the first seed of both); beside it the best
-  of the grid against the better finalist, with an interval, which is another thing where a baseline has won
+- regret: the best test score of the grid minus that of the race's winner, with its interval (the first seed of both);
+  and minus that of the better finalist, which is another thing where a baseline has won
 - cost: training, validating and testing, all candidates' together; the race's further seeds are part of its cost, not
   of the grid's. Steps are priced at the median of their technique's, validations and tests at theirs: what else the
   machine did meanwhile would fall on one or the other.
@@ -192,26 +192,35 @@ def _grid_report(made: Race, report: dict[str, Any]) -> dict[str, Any]:
     scores = {name: float(rows.mean()) for name, rows in outcomes.items()}
     best = max(scores, key=scores.__getitem__)
     won = next((f["candidate"] for f in report["finals"] if f["contender"] == report["winner"]), None)
-    own = {"value": report["scores"][report["winner"]]["value"]} if won is None else {"value": scores[won]}
+    pick = won or report["winner"]
+    if won is None:
+        answers = json.loads((made.folder / "baselines.json").read_text("utf-8"))
+        outcomes[pick] = np.array([answers[pick]["correct"]], dtype=float)
+    value = float(outcomes[pick].mean())
     finalist = max((name for name in report["finalists"] if name in scores), key=scores.__getitem__)
-    found: dict[str, Any] = {
+
+    def apart(name: str) -> dict[str, float] | None:
+        """The best of the grid minus another, one training each, over examples; None where it is the best."""
+        if name == best:
+            return None
+        pair = {best: outcomes[best], name: outcomes[name]}
+        found = compare(pair).pair(best, name).difference
+        return {"value": found.value, "low": found.low, "high": found.high}
+
+    return {
         "grid": scores,
-        "best_finalist": finalist,
         "failed": failed,
         "race_s": race_s,
         "grid_s": grid_s,
         "cost_share": race_s / grid_s,
         "best": best,
         "best_score": scores[best],
-        "pick": won or report["winner"],
-        "pick_score": own["value"],
-        "regret": scores[best] - own["value"],
+        "pick": pick,
+        "pick_score": value,
+        "regret": apart(pick),
+        "best_finalist": finalist,
+        "finalist_regret": apart(finalist),
     }
-    if finalist != best:
-        pair = compare({best: outcomes[best], finalist: outcomes[finalist]}).pair(best, finalist)
-        interval = pair.difference
-        found["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high, "tie": pair.tie}
-    return found
 
 
 def _arguments() -> argparse.Namespace:

@@ -108,7 +108,8 @@ def winner(answers: dict[str, np.ndarray], result: Comparison, random: np.random
         for name, rows in answers.items()
     ]
     scores = {name: interval.value for name, interval in result.scores.items()}
-    return decide(contenders, scores, {(p.a, p.b): p.tie for p in result.pairs}).winner
+    near = {(p.a, p.b): result.near(p.a, p.b) for p in result.pairs}
+    return decide(contenders, scores, {(p.a, p.b): p.tie for p in result.pairs}, near).winner
 
 
 def measured(kind: Kind, rounds: int) -> dict[str, Any]:

@@ -425,24 +425,28 @@ def regret(_: str) -> str:
     """The races of benchmarks/race.py beside their exhaustive grids."""
     rows = []
     for found in _races():
-        pair = found.get("difference")
-        apart = f"{100 * pair['value']:+.1f} [{100 * pair['low']:+.1f}, {100 * pair['high']:+.1f}]" if pair else ""
         rows.append(
             [
                 f"`{found['set']}`",
                 f"{len(found['grid'])} x {found['steps']} steps",
                 f"{found['test_examples']}",
-                f"`{found['pick']}` {100 * found['pick_score']:.1f}",
                 f"`{found['best']}` {100 * found['best_score']:.1f}",
-                f"{100 * found['regret']:.1f}",
+                f"`{found['pick']}` {100 * found['pick_score']:.1f}",
+                _apart(found["regret"]),
                 f"`{found['best_finalist']}` {100 * found['grid'][found['best_finalist']]:.1f}",
-                apart,
+                _apart(found["finalist_regret"]),
                 f"{found['cost_share']:.0%}",
                 f"{format_seconds(found['race_s'])} of {format_seconds(found['grid_s'])}",
             ]
         )
-    heads = ["set", "grid", "test examples", "the race's pick", "best of the grid", "regret", "better finalist"]
-    return table([*heads, "best minus finalist", "cost", "computing"], rows)
+    heads = ["set", "grid", "test examples", "best of the grid", "the race's pick", "regret", "better finalist"]
+    return table([*heads, "its regret", "cost", "computing"], rows)
+
+
+def _apart(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "0"
+    return f"{100 * found['value']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
 
 
 def grids(_: str) -> str:

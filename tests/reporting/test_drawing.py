@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import heptune.reporting
@@ -23,6 +23,9 @@ NUMBER = st.floats(-1e12, 1e12, allow_nan=False)
 
 
 @given(st.lists(NUMBER, max_size=8), st.sampled_from([1.5, 40.0, math.inf]))
+@example([1.0, 5e-324], 1.5)
+@example([0.0, 5e-324], 1.5)
+@example([1.0, 2.3e-308], 1.5)
 def test_a_fitted_scale_holds_its_values_in_order_with_round_ticks(values: list[float], ratio: float) -> None:
     scale = fitted(values, 50.0, 400.0, ratio=ratio)
     places = [scale(value) for value in sorted(values)]

@@ -7,7 +7,9 @@
    respect, and is strictly better in one.
 4. Technique against baseline: a technique has to be shown to beat the best baseline. Those in the running that are
    stay in it alone; where none is, the verdict is a baseline.
-5. A tie goes to the cheapest of those left.
+5. A tie goes to the cheapest of those left whose score is within one standard error of the best of them (the rule of
+   Breiman et al. 1984, "CART", section 3.4.3). Not told apart is not equal: on few examples a contender may be far
+   behind and still not be told apart.
 
 What is cheapest: four costs (`AXES`), each in its own unit, are made one number by their geometric mean,
 
@@ -105,12 +107,16 @@ class Decision:
 
 
 def decide(
-    contenders: Sequence[Contender], scores: Mapping[str, float], ties: Mapping[tuple[str, str], bool]
+    contenders: Sequence[Contender],
+    scores: Mapping[str, float],
+    ties: Mapping[tuple[str, str], bool],
+    near: Mapping[tuple[str, str], bool],
 ) -> Decision:
-    """The rules of this module's head, from scores (higher is better) and from which pairs are ties."""
+    """The rules of this module's head, from scores (higher is better), from which pairs are ties, and from which are
+    within one standard error of each other."""
 
     def tie(a: str, b: str) -> bool:
-        return a == b or ties.get((a, b), ties.get((b, a), False))
+        return _given(ties, a, b)
 
     by_cost = sorted(contenders, key=lambda c: cost_key(c, scores))
     ranked = sorted(by_cost, key=lambda c: -scores[c.name])
@@ -129,7 +135,13 @@ def decide(
     ]
     # No baseline is left where a technique dominates it: it is better and costs less, and needs no other proof.
     running = proven or [c for c in running if c.kind == "baseline"] or running
+    top = max(running, key=lambda c: scores[c.name])  # of equal ones the first, which is the cheapest
+    running = [c for c in running if _given(near, c.name, top.name)]
     return Decision(running[0].name, tuple(c.name for c in ranked), tied, undominated, baseline, bool(proven))
+
+
+def _given(pairs: Mapping[tuple[str, str], bool], a: str, b: str) -> bool:
+    return a == b or pairs.get((a, b), pairs.get((b, a), False))
 
 
 def cost_key(c: Contender, scores: Mapping[str, float]) -> tuple[Any, ...]:

@@ -115,7 +115,8 @@ def judge(
     outcomes = {c.name: c.outcomes for c in contenders}
     result = compare(outcomes, weights, trained=trained, level=level, seed=seed)
     scores = {name: interval.value for name, interval in result.scores.items()}
-    decision = decide(list(by_name.values()), scores, {(p.a, p.b): p.tie for p in result.pairs})
+    near = {(p.a, p.b): result.near(p.a, p.b) for p in result.pairs}
+    decision = decide(list(by_name.values()), scores, {(p.a, p.b): p.tie for p in result.pairs}, near)
     sign = 1 if higher_is_better else -1
     costs = sorted(by_name.values(), key=lambda c: cost_key(c, scores))
     judged = tuple(

@@ -99,10 +99,11 @@ class _Speech:
         alike = f"{tied} cannot be told apart: chance and another training seed explain such differences."
         if self.winner == self.cheapest_tied:
             also = ", which also scored best" if self.winner == self.best else ""
-            return f"{alike} Among equals the cheapest is taken: {self.winner}{also}."
+            return f"{alike} The cheapest is taken: {self.winner}{also}."
         if self.nothing_beats_it:
-            return f"{alike} A technique that is not shown to beat a baseline is not worth its training."
-        return f"{alike} Of those left in the running the cheapest is taken: {self.winner}."
+            cheapest = f"Of the baselines near the best one the cheapest is taken: {self.winner}."
+            return f"{alike} A technique that is not shown to beat a baseline is not worth its training. {cheapest}"
+        return f"{alike} Of those near the best that may win the cheapest is taken: {self.winner}."
 
     def costs(self) -> str:
         c = self.contender

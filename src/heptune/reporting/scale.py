@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
+# Below it floating point has no room for what is smaller still, and everything is as good as nothing.
+_TINY = 1e-290
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Scale:
         """At most about `count` round numbers within the range, ascending."""
         if self.logarithmic:
             return _round_ratios(self.low, self.high, count)
-        step = round_step((self.high - self.low) / max(count, 1))
+        step = round_step(max((self.high - self.low) / max(count, 1), _TINY))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [float(f"{n * step:.12g}") + 0.0 for n in range(first, last + 1)]
@@ -57,7 +59,7 @@ def fitted(
     """
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
-    if low > 0 and high / low > ratio:
+    if low > _TINY and high / low > ratio:
         spread = (high / low) ** margin
         return Scale(low / spread, high * spread, start, end, logarithmic=True)
     spread = (high - low) * margin

@@ -171,10 +171,20 @@ class Comparison:
         """`a` minus `b`."""
         return self._by_names[a, b]
 
+    def near(self, a: str, b: str) -> bool:
+        """Whether two scores differ by no more than one standard error of their difference."""
+        now = self.components
+        chosen = self._places(a, b)
+        distance = abs(float(now.means[chosen[0][0]] - now.means[chosen[1][0]]))
+        return distance <= _spread(now, *_pair_variances(now, *chosen))
+
+    def _places(self, a: str, b: str) -> tuple[Array, Array]:
+        names = self.components.names
+        return np.array([names.index(a)]), np.array([names.index(b)])
+
     def needed(self, a: str, b: str) -> Needed:
         """How many examples or seeds would tell two apart."""
-        now, names = self.components, self.components.names
-        chosen = (np.array([names.index(a)]), np.array([names.index(b)]))
+        now, chosen = self.components, self._places(a, b)
         distance = abs(float(now.means[chosen[0][0]] - now.means[chosen[1][0]]))
 
         def enough(then: Components) -> bool:
@@ -182,8 +192,7 @@ class Comparison:
 
             example, seed = _pair_variances(then, *chosen)
             reach = self.widened * _Mixture(then, example, seed).half_width(1 - self.level)[0]
-            spread = math.sqrt(example[0] + seed[0] * (then.seed_variance or 0.0))
-            return bool(distance >= reach + ndtri(POWER) * spread)
+            return bool(distance >= reach + ndtri(POWER) * _spread(then, example, seed))
 
         examples = seeds = None
         if distance > 0:
@@ -304,6 +313,11 @@ def _pair_variances(found: Components, left: Array, right: Array) -> tuple[Array
     own = np.diag(found.covariance)
     example = own[left] + own[right] - 2 * found.covariance[left, right]
     return np.maximum(example, 0.0), found.seeded[left] + found.seeded[right]
+
+
+def _spread(found: Components, example: Array, share: Array) -> float:
+    """The standard error of one pair's difference."""
+    return math.sqrt(example[0] + share[0] * (found.seed_variance or 0.0))
 
 
 class _Mixture:
