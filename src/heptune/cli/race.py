@@ -136,7 +136,7 @@ def go_on(folder: Path) -> None:
 
 # Columns from which on a verdict's table says who is tied; those that it takes beside its bars; and the fewest that are
 # worth drawing one in.
-WIDE, BESIDE_BARS, SHORTEST_BAR = 96, 104, 6
+WIDE, BESIDE_BARS, SHORTEST_BAR = 96, 104, 10
 
 
 def finish(race: Race, screen: Console, say_next: bool = True) -> None:
