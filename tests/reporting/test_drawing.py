@@ -26,6 +26,8 @@ NUMBER = st.floats(-1e12, 1e12, allow_nan=False)
 @example([1.0, 5e-324], 1.5)
 @example([0.0, 5e-324], 1.5)
 @example([1.0, 2.3e-308], 1.5)
+@example([2.2250738585072014e-308], 1.5)
+@example([1.5e-290, 1.6e-290], 1.5)
 def test_a_fitted_scale_holds_its_values_in_order_with_round_ticks(values: list[float], ratio: float) -> None:
     scale = fitted(values, 50.0, 400.0, ratio=ratio)
     places = [scale(value) for value in sorted(values)]

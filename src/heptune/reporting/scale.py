@@ -57,9 +57,9 @@ def fitted(
 
     It is logarithmic where all are above zero and the greatest is more than `ratio` times the least.
     """
-    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    known = [value if abs(value) > _TINY else 0.0 for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
-    if low > _TINY and high / low > ratio:
+    if low > 0 and high / low > ratio:
         spread = (high / low) ** margin
         return Scale(low / spread, high * spread, start, end, logarithmic=True)
     spread = (high - low) * margin
