@@ -19,8 +19,6 @@ cores other processes took meanwhile; what they took more than `--quiet` cores f
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import math
 import os
@@ -342,12 +340,13 @@ class _Peak:
     def __init__(self, device: Any) -> None:
         import torch
 
+        from heptune.engine.memory import give_back
+
         self.device = device
-        gc.collect()
+        give_back()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak that loading left
 
     def found(self) -> dict[str, int | None]:

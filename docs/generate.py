@@ -450,7 +450,7 @@ def _apart(found: dict[str, float] | None) -> str:
 
 
 def grids(_: str) -> str:
-    """The test scores of every candidate of every grid, and where the race dropped it."""
+    """The test scores of every candidate of every grid; the finalists are bold."""
     races = _races()
     names = sorted({name for found in races for name in found["grid"]})
     rows = []

@@ -126,12 +126,13 @@ def test_an_unknown_family_is_said_to_be_unknown() -> None:
         kept.form(Variant("nothing", "lora", vars(techniques.build("lora"))), LAYERS)
 
 
-def test_every_family_of_the_catalog_is_planned_from_the_book(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No technique of any of its bases has to be traced, in the precisions of a GPU and of this machine."""
+def test_every_family_of_the_catalog_is_planned_from_the_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU no technique has to be traced, nor does the user's cache have what the book lacks."""
 
     def no_trace(*arguments: Any, **more: Any) -> StepForm:
         pytest.fail(f"traced: {arguments} {more}")
 
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(heptune.planning.trace, "trace", no_trace)
     of_each = {(facts.form_family, facts.shape.head_tied): name for name in entries() for facts in (describe(name),)}
     for name in of_each.values():

@@ -219,7 +219,7 @@ def test_a_tie_goes_to_the_cheapest() -> None:
     found = verdict(contender("full", right(0.9), artifact=500 * MIB), contender("lora", right(0.895, seed=1)))
     assert found.winner == "lora"
     text = " ".join(found.words)
-    assert "full and lora cannot be told apart" in text and "he cheapest is taken: lora" in text
+    assert "full and lora cannot be told apart" in text and "cheapest is taken: lora" in text
     assert "would probably tell full and lora apart" in text or "too much alike" in text
     assert [c.name for c in found.contenders] == ["full", "lora"]
     assert found.comparisons[0].a == "full" and found.comparisons[0].tie

@@ -21,6 +21,7 @@ _DENOMINATORS, _LARGEST_COEFFICIENT = (1, 2, 3, 4, 8, 16, 32, 64), 4096
 _STACK = "X"
 # Bytes below which a storage that nothing explains is taken for a constant.
 _SMALL = 4096
+# What the buffers of a kernel are rounded up to.
 _PAGE = 4096
 # What the buffers of a prompt encoder's kernel (an LSTM's) may grow with.
 _OF_KERNELS = ("P*e", "P*d", "P*E")
