@@ -3,8 +3,9 @@
     python benchmarks/plan.py --threads 2
 
 Every combination of model, technique and batch is one process: some real optimizer steps as in a training, then (not
-timed) one more that a tracker follows. Before the first one, the machine is timed as the planner does it. Three things
-are predicted without running anything, and compared:
+timed) one more that a tracker follows. Before and after it the machine is timed as the planner does it, and the mean of
+both predictions counts: what a shared machine gives changes within seconds. Three things are predicted without running
+anything, and compared:
 
     live        bytes of all tensors at the peak of a step: the tracker's; on a GPU torch's own count
     resident    the process's resident memory at the peak, by the kernel's count (not on a GPU)
@@ -129,18 +130,19 @@ def main() -> int:
     rows = report["rows"]
     chosen = [name for name in combinations() if re.search(arguments.match, name)]
     todo = [name for name in chosen if arguments.again or not _measured(rows.get(name, {}), wanted)]
-    began, timed = time.monotonic(), False
+    began, before = time.monotonic(), None
     for count, name in enumerate(todo, 1):
         if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
             break
-        if not timed:
-            timed = True
-            report["machines"].append(_undisturbed([*_options(arguments), "--combination", "machine"], arguments.quiet))
+        before = before or _undisturbed([*_options(arguments), "--combination", "machine"], arguments.quiet)
         found = _undisturbed([*_options(arguments), "--combination", name], arguments.quiet)
+        after = _undisturbed([*_options(arguments), "--combination", "machine"], arguments.quiet)
         if "error" not in found:
-            found["machine"] = len(report["machines"]) - 1
+            found["machines"] = [len(report["machines"]), len(report["machines"]) + 1]
+            report["machines"] += [before, after]
             found["measured"] = rows.get(name, {}).get("measured", {}) | found["measured"]
         rows[name] = found
+        before = after
         _write(arguments.out, report)
         spent = format_seconds(time.monotonic() - began)
         print(f"{count} of {len(todo)} ({spent}): {name}: {_said(report, name, arguments.trace)}", flush=True)
@@ -166,6 +168,12 @@ def _said(report: dict[str, Any], name: str, trace: bool) -> str:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
+    """Keeps the report, without the machines that no row has any more."""
+    measured = [row for row in report["rows"].values() if "machines" in row]
+    used = sorted({number for row in measured for number in row["machines"]})
+    report["machines"] = [report["machines"][number] for number in used]
+    for row in measured:
+        row["machines"] = [used.index(number) for number in row["machines"]]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, report)
 
@@ -370,8 +378,8 @@ def predicted(report: dict[str, Any], name: str, trace: bool) -> dict[str, float
     model, technique_name, _ = name.split()
     row, shape = report["rows"][name], _shape(model)
     technique = techniques.build(technique_name)
-    found = report["machines"][row["machine"]]
-    machine = Machine.from_json({name: value for name, value in found.items() if name != "others"}).times(1)
+    machines = [_machine(report["machines"][number]) for number in row["machines"]]
+    machine = machines[0]
     quantized = "quantizes_base" in technique.capabilities
     dtype = "float32" if "trains_base" in technique.capabilities else machine.dtype
     form = _form(model, technique_name, dtype, quantized, trace)
@@ -381,11 +389,16 @@ def predicted(report: dict[str, Any], name: str, trace: bool) -> dict[str, float
     memory = max((training_memory(shape, cost, form, s, **shared) for s in sizes), key=lambda m: m.total)
     works = [form.work(s, shape.layers) for s in sizes]
     dequantized = dequantized_weights(shape) if quantized else 0.0
+    times = [step_seconds(works, cost.trainable, m, row["tensors"], dequantized=dequantized) for m in machines]
     return {
         "live": memory.total,
         "resident": resident_bytes(memory.total, memory.weights + memory.optimizer, quantized),
-        "time": step_seconds(works, cost.trainable, machine, row["tensors"], dequantized=dequantized),
+        "time": statistics.mean(times),
     }
+
+
+def _machine(found: dict[str, Any]) -> Machine:
+    return Machine.from_json({name: value for name, value in found.items() if name != "others"}).times(1)
 
 
 @cache

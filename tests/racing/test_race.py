@@ -603,6 +603,15 @@ def test_a_budget_that_is_too_small(terms: Terms, entered: Enter, reviews: Path,
     assert not (tmp_path / "race").exists()
 
 
+def test_a_budget_is_stretched_to_the_least_that_is_enough(entered: Enter, reviews: Path, tmp_path: Path) -> None:
+    heard: list[Any] = []
+    race = entered(tmp_path / "race", reviews, terms=Terms(budget_s=0.01, stretch=True), listener=heard.append)
+    assert race.values["budget"]["time_s"] > race.values["expected_s"] > 0.01
+    assert race.values["ladder"][-1]["step"] >= 4
+    (told,) = [note.text for note in heard if isinstance(note, Note) and "it takes" in note.text]
+    assert "on this machine" in told
+
+
 def test_too_few_steps_to_compare_anyone(entered: Enter, reviews: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"these examples make 2 steps.*--batch-size"):
         entered(tmp_path / "race", reviews, batch_size=48)

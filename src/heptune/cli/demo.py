@@ -61,7 +61,7 @@ def demo(
             techniques=TECHNIQUES,
             out=out or new_name(Path("races"), "demo"),
             options=parts,
-            terms=api.Terms(budget_s=60 * minutes, rates=RATES, words=False),
+            terms=api.Terms(budget_s=60 * minutes, rates=RATES, words=False, stretch=True),
             command=["heptune", "demo", "--minutes", f"{minutes:g}"],
             listener=listener,
             **SETTINGS,

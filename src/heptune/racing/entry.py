@@ -21,7 +21,7 @@ from heptune.engine.loop import batches_of
 from heptune.engine.settings import Settings
 from heptune.models.load import fetch_base, load_base
 from heptune.racing.candidates import RATES, Candidate, candidates
-from heptune.racing.forecast import Forecast, forecast
+from heptune.racing.forecast import PLANNED_SHARE, Forecast, forecast
 from heptune.racing.ladder import SHARES, full_trainings, rungs
 from heptune.racing.race import Race, require_free
 from heptune.tasks.classify import Classify
@@ -54,6 +54,7 @@ class Terms:
     - `finalists`, `seeds`: how many techniques reach the full length, and how often each is trained there
     - `test_limit`: the most test examples; None: all
     - `width`: candidates that train at a time, each with its share of `threads`; None: as memory and cores allow
+    - `stretch`: a `budget_s` that is too small for any race becomes the least that is enough, instead of an error
     """
 
     budget_s: float | None = None
@@ -64,6 +65,7 @@ class Terms:
     seeds: int = 2
     test_limit: int | None = 1000
     width: int | None = None
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         if self.budget_s is not None and self.budget_tokens is not None:
@@ -106,19 +108,19 @@ def enter(
         raise DataError(f"a verdict needs at least {LEAST_TESTED} test examples; give more with --test or --test-limit")
     fitting = _fitting(chosen, settings, listener)
     fetch_base(base_name, listener=listener)  # once in a machine's life, and no part of the budget
-    began, asked_s = time.monotonic(), terms.budget_s
-    base = load_base(base_name, listener=listener)
-    loaded_s = time.monotonic() - began
+    began = time.monotonic()
+    load_base(base_name, listener=listener)  # the first time takes imports along, which no candidate waits for again
+    again = time.monotonic()
+    base = load_base(base_name, listener=_silent)
+    loaded_s = time.monotonic() - again
     template = ChatTemplate(base.tokenizer)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
     words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
     field = candidates(fitting, terms.rates, words if terms.words else "")
     facts = forecast(base, loaded_s, field, problem, examples, settings, terms.test_limit, terms.width, listener)
     field = [candidate for candidate in field if candidate.technique.name in facts.plans]
-    if terms.budget_s is not None:
-        terms = replace(terms, budget_s=max(1.0, terms.budget_s - (time.monotonic() - began)))
     plain = {candidate.name for candidate in candidates(fitting, (1.0,))}
-    field, steps, facts = _length(field, plain, examples, settings, terms, facts, listener)
+    field, steps, facts, budget_s = _length(field, plain, examples, settings, terms, facts, time.monotonic() - began, listener)
     settings = replace(settings, validation_limit=facts.validation_records)
     points = rungs(steps)
     finalists = min(terms.finalists, len({c.technique.name for c in field}))
@@ -133,7 +135,7 @@ def enter(
         "metric": metric or problem.task.metric,
         "on": on,
         "settings": asdict(settings),
-        "budget": {"time_s": asked_s, "tokens": terms.budget_tokens},
+        "budget": {"time_s": budget_s, "tokens": terms.budget_tokens},
         "seed": settings.seed,
         "seeds": seeds,
         "finalists": finalists,
@@ -224,13 +226,15 @@ def _length(
     settings: Settings,
     terms: Terms,
     facts: Forecast,
+    spent_s: float,
     listener: Listener,
-) -> tuple[list[Candidate], int, Forecast]:
-    """Who competes, how many steps a full training has, and how many records judge it on the way.
+) -> tuple[list[Candidate], int, Forecast, float | None]:
+    """Who competes, how many steps a full training has, how many records judge it on the way, and the time for all of
+    it, of which `spent_s` is gone.
 
     As many steps as the budget allows, at most the settings' epochs. Validations are made smaller until one takes no
     longer than the steps before it, and where the budget is still too small for several learning rates, each technique
-    keeps its own.
+    keeps its own. What is too small for that as well is refused, or made larger if `terms.stretch` says so.
     """
     most = batches_of(examples, settings).steps(settings.epochs)
     most = min(most, settings.max_steps or most)
@@ -245,18 +249,28 @@ def _length(
     for entered in (field, plain) if 0 < len(plain) < len(field) else (field,):
         for records in _fewer(facts.validation_records):
             now = facts.judged_by(records)
-            steps = _steps(entered, examples, settings, terms, now, most)
+            steps = _steps(entered, examples, settings, terms, now, spent_s, most)
             pace_s = sum(now.step_s[c.technique.name] for c in entered) / len(entered)
             balanced = records * now.record_s <= steps * SHARES[0] * pace_s
             if steps >= least and (balanced or records <= LEAST_RECORDS):
                 if len(entered) < len(field):
                     text = "the budget is too small to tune learning rates: each technique races with its own default"
                     listener(Note(f"{text}. A larger --budget makes it fairer", "warning"))
-                return list(entered), steps, now
-    raise UsageError(
-        f"the budget allows {steps} steps for a finalist, and a race needs at least {least}; "
-        "raise --budget, name fewer --techniques, or take smaller steps (--batch-size, --batch-tokens)"
-    )
+                return list(entered), steps, now, terms.budget_s
+    why = f"the budget allows {steps} steps for a finalist, and a race needs at least {least}"
+    if terms.budget_s is None:
+        raise UsageError(
+            f"{why}; raise --budget-tokens, name fewer --techniques, or take smaller steps (--batch-size, --batch-tokens)"
+        )
+    needed_s = spent_s + now.race_s(entered, least, terms.finalists, terms.seeds) / PLANNED_SHARE
+    enough = f"{math.ceil(needed_s / 60)}m"
+    if not terms.stretch:
+        raise UsageError(
+            f"{why}; raise --budget (on this machine {enough} would do), name fewer --techniques, or take smaller "
+            "steps (--batch-size, --batch-tokens)"
+        )
+    listener(Note(f"{why}: it takes {enough} on this machine", "warning"))
+    return list(entered), least, now, needed_s
 
 
 def _fewer(records: int) -> list[int]:
@@ -273,6 +287,7 @@ def _steps(
     settings: Settings,
     terms: Terms,
     facts: Forecast,
+    spent_s: float,
     most: int,
 ) -> int:
     """How many steps of a full training the budget allows."""
@@ -284,5 +299,6 @@ def _steps(
         step_tokens = sum(len(e.tokens) for e in examples) / batches_of(examples, settings).steps(1)
         return min(most, int(terms.budget_tokens / step_tokens / trainings))
     if terms.budget_s is not None:
-        return facts.steps_within(terms.budget_s, entered, terms.finalists, terms.seeds, most)
+        left_s = max(1.0, terms.budget_s - spent_s)
+        return facts.steps_within(left_s, entered, terms.finalists, terms.seeds, most)
     return most
