@@ -78,8 +78,7 @@ def _enter(arguments: argparse.Namespace, folder: Path) -> Race:
         arguments.data / SETS[arguments.name],
         None,
         api.DataOptions(limit=arguments.limit, skip_bad=True),
-        None,
-        None,
+        api.TaskOptions(),
         arguments.seed,
         tell,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ import transformers
 
 from heptune import tasks
 from heptune import techniques as registry
-from heptune.core.errors import BaseModelError, DataError, HeptuneError
+from heptune.core.errors import DataError, HeptuneError
 from heptune.core.events import Listener, ignore
-from heptune.data.check import CheckReport, Lengths, check_labels
+from heptune.data.check import CheckReport, Lengths
 from heptune.data.check import check as check_data
 from heptune.data.parts import DataOptions, read_files
 from heptune.data.readers import read
-from heptune.data.record import Message, Record
+from heptune.data.record import Message as Message
+from heptune.data.record import Record
 from heptune.data.splits import sample
 from heptune.engine.settings import Settings
-from heptune.models.anatomy import Anatomy, dissect
+from heptune.models.anatomy import dissect
 from heptune.models.load import fetch_base as fetch_base  # for a command that shows it as a step of its own
 from heptune.models.load import load_tokenizer
 from heptune.racing import course
@@ -30,20 +31,10 @@ from heptune.racing.race import Race
 from heptune.reporting.report import report as report  # one of the verbs
 from heptune.runs.files import write_json
 from heptune.runs.run import Run, new_name
-from heptune.scoring.evaluation import (
-    ChatScores,
-    Evaluation,
-    chat_scores,
-    classification,
-    conversation,
-    last_questions,
-    replies_shown,
-    require_examples,
-)
-from heptune.scoring.generate import Sampling, reply
-from heptune.scoring.score import Scorer
-from heptune.tasks.chat import Chat
-from heptune.tasks.classify import Classify
+from heptune.scoring.evaluation import Evaluation, require_examples
+from heptune.scoring.exams import exam_of
+from heptune.scoring.generate import Sampling as Sampling
+from heptune.tasks.options import TaskOptions
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -60,21 +51,20 @@ def tune(
     task: str | None = None,
     out: str | Path | None = None,
     options: DataOptions | None = None,
-    instruction: str | None = None,
-    system: str | None = None,
     listener: Listener = ignore,
     **settings: Any,
 ) -> Run:
     """Tunes a base on a data set and returns the run.
 
     `technique` is a name or settings, as in `heptune.Lora(rank=16)`. `task` is found from the data where it is None.
-    `out` is the new run directory (default: runs/TECHNIQUE-N). `instruction` stands before every text of classify,
-    `system` before conversations of chat. `settings` are those of `heptune.engine.settings.Settings`, e.g. epochs=2.
+    `out` is the new run directory (default: runs/TECHNIQUE-N). `settings` are those of
+    `heptune.engine.settings.Settings`, e.g. epochs=2, and of `heptune.tasks.options.TaskOptions`, e.g. instruction='…'.
     """
     chosen = registry.build(technique) if isinstance(technique, str) else technique
-    knobs = Settings.from_values(settings)
+    posed, own = TaskOptions.split(settings)
+    knobs = Settings.from_values(own)
     bases.check_quantization(chosen, knobs)
-    problem = problems.pose(data, task, options or DataOptions(), instruction, system, knobs.seed, listener)
+    problem = problems.pose(data, task, options or DataOptions(), posed, knobs.seed, listener)
     folder = Path(out) if out is not None else new_name(Path("runs"), chosen.name)
     loaded = bases.load(base, chosen, listener)
     run = training.begin(folder, base, loaded, chosen, problem, knobs, listener)
@@ -103,8 +93,6 @@ def race(
     metric: str | None = None,
     out: str | Path | None = None,
     options: DataOptions | None = None,
-    instruction: str | None = None,
-    system: str | None = None,
     terms: Terms | None = None,
     on: str = "here",
     command: Sequence[str] = (),
@@ -117,10 +105,11 @@ def race(
     what the verdict is about: 'accuracy' or 'loss'. `on` is 'here' or 'ray'. `command` is kept as what made the race.
     The rest is as in `tune`. Interrupted, the race's status is 'interrupted'; `resume_race` goes on.
     """
-    knobs = Settings.from_values(settings)
+    posed, own = TaskOptions.split(settings)
+    knobs = Settings.from_values(own)
     names = registry.names() if techniques is None else techniques
     chosen = [registry.build(each) if isinstance(each, str) else each for each in names]
-    problem = problems.pose(data, task, options or DataOptions(), instruction, system, knobs.seed, listener)
+    problem = problems.pose(data, task, options or DataOptions(), posed, knobs.seed, listener)
     folder = Path(out) if out is not None else new_name(Path("races"), "race")
     made = enter(folder, base, problem, chosen, knobs, terms or Terms(), metric, on, command, listener)
     return resume_race(made.folder, listener=listener)
@@ -156,58 +145,18 @@ def evaluate(
     if data is not None:
         part, records = str(data), list(read(data, columns=columns).records)
     require_examples(records, part)
-    if isinstance(task, Classify):
-        check_labels(task.labels, records, data)
+    exam = exam_of(task)
+    exam.check(records, data)
     if limit is not None and limit < len(records):
         records = [records[i] for i in sample(records, range(len(records)), limit, manifest["settings"]["seed"])]
-    settings = Settings(**manifest["settings"])
     bare = Bare.of(run, listener)
-    anatomy, scorer = bare.anatomy, bare.scorer
-
-    def restore() -> None:
-        bare.restore(run.artifact, listener)
-
-    if isinstance(task, Classify):
-        base_log_p = scorer.labels(task, records, "scoring the untouched base", listener)
-        restore()
-        tuned_log_p = scorer.labels(task, records, "scoring the tuned model", listener)
-        result = classification(task, part, records, parts.train, base_log_p, tuned_log_p, settings.seed)
-    else:
-        result = _evaluate_chat(task, part, records, scorer, anatomy, restore, settings, listener)
+    base = exam.answers(bare.scorer, records, "scoring the untouched base", listener)
+    bare.restore(run.artifact, listener)
+    tuned = exam.answers(bare.scorer, records, "scoring the tuned model", listener)
+    result = exam.evaluation(part, records, parts.train, base, tuned, manifest["settings"]["seed"])
     (run.folder / "evaluations").mkdir(exist_ok=True)
     write_json(run.folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}.json", result.to_json())
     return result
-
-
-def _evaluate_chat(
-    task: Chat,
-    part: str,
-    records: list[Record],
-    scorer: Scorer,
-    anatomy: Anatomy,
-    restore: Callable[[], None],
-    settings: Settings,
-    listener: Listener,
-) -> Evaluation:
-    examples = [e for i, r in enumerate(records) for e in task.encode(r, i, scorer.template, settings.max_length)]
-    scored = [example for example in examples if example.targets]
-    if not scored:
-        raise DataError(f"no reply of {part} fits into {settings.max_length} tokens; nothing can be scored")
-    questions = last_questions(task, records, count=3)
-    sampling = Sampling(max_tokens=96)
-
-    def answer(messages: list[Message]) -> str:
-        try:
-            return reply(anatomy, scorer.template, messages, sampling)
-        except BaseModelError as error:  # too long a conversation: the scores are worth showing all the same
-            return f"({error})"
-
-    before = chat_scores(scorer, scored, "scoring the untouched base", listener)
-    base_replies = [answer(question) for question, _ in questions]
-    restore()
-    after: ChatScores = chat_scores(scorer, scored, "scoring the tuned model", listener)
-    shown = replies_shown(questions, base_replies, answer)
-    return conversation(task, part, before, after, shown, sum(e.cut > 0 for e in examples), settings.seed)
 
 
 def open_run(folder: str | Path, *, listener: Listener = ignore) -> Tuned:
@@ -261,18 +210,18 @@ def check(
     base: str = "smollm2-135m",
     task: str | None = None,
     options: DataOptions | None = None,
-    instruction: str | None = None,
-    system: str | None = None,
     max_length: int = Settings.max_length,
     listener: Listener = ignore,
+    **posed: Any,
 ) -> Check:
-    """Looks at a data set with the eyes of `base`'s tokenizer. Only the tokenizer is loaded, no weights."""
+    """Looks at a data set with the eyes of `base`'s tokenizer. Only the tokenizer is loaded, no weights. `posed` are
+    those of `heptune.tasks.options.TaskOptions`."""
     options = options or DataOptions()
     files = read_files(data, options, listener)
     dataset, evaluation = files.train, files.test or files.validation
     path = None if evaluation is None else evaluation.path
     try:
-        goal = tasks.pose(task or tasks.choose(dataset.kind), dataset.records, instruction, system)
+        goal = tasks.pose(task or tasks.choose(dataset.kind), dataset.records, TaskOptions(**posed))
     except DataError as error:
         report = check_data(dataset, evaluation=evaluation, max_length=max_length, listener=listener)
         if report.pointless:
@@ -288,7 +237,7 @@ def check(
     return Check(report, goal.name, path, rendered)
 
 
-def _render(record: Record, task: Classify | Chat, template: ChatTemplate, max_length: int) -> Rendered:
+def _render(record: Record, task: tasks.Task, template: ChatTemplate, max_length: int) -> Rendered:
     example = task.encode(record, 0, template, max_length)[0]
     pieces: list[tuple[str, bool]] = []
     start = 0

@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> Path:
 def test_rows_and_targets_are_those_of_the_loop(technique: str, family: str, share: bool, data: Path) -> None:
     settings = Settings(batch_size=9, micro_tokens=300, share=share)
     parts = read_files(data, DataOptions(), ignore).cut(DataOptions(), 0)
-    task = tasks.pose("classify", parts.train, None, None)
+    task = tasks.pose("classify", parts.train)
     template = ChatTemplate(tiny_tokenizer())
     workload = of_data(task, parts, template, settings, "data")
     layout = lay_out(workload, settings, Candidate.of(technique).placement, padded=family == "gptj")
@@ -74,7 +74,7 @@ def test_a_sample_stands_for_all(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     settings = Settings()
     parts = read_files(path, DataOptions(), ignore).cut(DataOptions(), 0)
-    task, template = tasks.pose("chat", parts.train, None, None), ChatTemplate(tiny_tokenizer())
+    task, template = tasks.pose("chat", parts.train), ChatTemplate(tiny_tokenizer())
     layout = lay_out(of_data(task, parts, template, settings, "many"), settings, Placement())
     examples = tasks.encode(task, parts.train, template, settings.max_length, ignore)
     assert layout.tokens == pytest.approx(sum(len(e.tokens) for e in examples), rel=0.05)

@@ -16,6 +16,7 @@ from heptune.data.parts import DataOptions
 from heptune.engine.settings import Settings
 from heptune.racing.entry import Terms, enter
 from heptune.racing.race import Race
+from heptune.tasks.options import TaskOptions
 from heptune.tuning import problem as problems
 from tiny import tiny_model, tiny_tokenizer
 
@@ -80,7 +81,7 @@ def entered(base: Path) -> Enter:
     ) -> Race:
         knobs = Settings(**{"epochs": 1, "batch_size": 4, "max_length": 128, **settings})
         options = DataOptions(validation=validation, test=test)
-        problem = problems.pose(data, None, options, None, None, knobs.seed, listener)
+        problem = problems.pose(data, None, options, TaskOptions(), knobs.seed, listener)
         chosen = [techniques.build(name) if isinstance(name, str) else name for name in names]
         command = ["heptune", "race", str(base), str(data)]
         return enter(folder, str(base), problem, chosen, knobs, terms or Terms(), metric, "here", command, listener)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from heptune.core.events import Event, Progress
+from heptune.core.events import Event, Progress, ignore
 from heptune.data.record import Message, Record
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
-from heptune.scoring.evaluation import chat_scores, last_questions
+from heptune.scoring.exams.chat import ChatExam, _last_questions
 from heptune.scoring.generate import Sampling, reply
 from heptune.scoring.score import Scorer, normalised
 from heptune.tasks.chat import Chat
@@ -67,13 +67,14 @@ def test_chat_losses_are_the_brute_force_sums(scorer: Scorer) -> None:
     turns = (Message("user", "Where is it?"), Message("assistant", "Here."), Message("user", "And?"))
     record = Record(1, messages=(*turns, Message("assistant", "There too.")))
     task = Chat(system="Answer.")
-    scores = chat_scores(scorer, task.encode(record, 0, scorer.template, 256), "scoring")
+    scores = ChatExam(task).answers(scorer, [record], "scoring", ignore)
     first = brute_force(scorer, scorer.template.prompt(task.messages(turns[:1])), scorer.template.reply("Here."))
     second = brute_force(scorer, scorer.template.prompt(task.messages(turns)), scorer.template.reply("There too."))
     assert scores.losses == pytest.approx([-first - second], rel=1e-6)
     replies = [scorer.template.reply("Here."), scorer.template.reply("There too.")]
     assert scores.tokens.tolist() == [sum(map(len, replies))]
-    assert last_questions(task, [record], 1) == [(task.messages(turns), "There too.")]
+    assert len(scores.replies) == 1 and scores.cut == 0
+    assert _last_questions(task, [record], 1) == [(task.messages(turns), "There too.")]
 
 
 def test_replies_are_the_likeliest_tokens_and_arrive_as_they_grow(scorer: Scorer) -> None:

@@ -10,6 +10,7 @@ from heptune.data.record import Message, Record
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.options import TaskOptions
 from heptune.tasks.template import ChatTemplate
 from tiny import tiny_tokenizer
 
@@ -66,7 +67,7 @@ class TestClassify:
         task = Classify.from_records(records)
         assert task.labels == ("happy", "sad")
         assert task.instruction == "Classify the text. Answer with exactly one of these labels: happy, sad."
-        assert Classify.from_records(records, "Mood?").instruction == "Mood?"
+        assert Classify.from_records(records, TaskOptions(instruction="Mood?")).instruction == "Mood?"
 
     def test_rendering(self) -> None:
         (example,) = SENTIMENT.encode(labelled("Fine food.", "positive"), 7, TEMPLATE, 200)
@@ -133,7 +134,7 @@ class TestClassify:
     @pytest.mark.parametrize("record", [conversation("a", "b", line=2), Record(line=2, text="plain")])
     def test_records_of_another_kind(self, record: Record) -> None:
         with pytest.raises(DataError, match=record.kind) as caught:
-            Classify.from_records([labelled("a", "good"), record])
+            tasks.pose("classify", [labelled("a", "good"), record])
         assert caught.value.line == 2
 
 

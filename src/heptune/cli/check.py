@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ OPEN, CLOSE = "⟦", "⟧"  # around what is supervised
 STYLES = {"fatal": "bold red", "warning": "yellow", "info": "cyan"}
 
 
+@options.with_settings()
 def check(
     data: options.DataArgument,
     base: Annotated[str, typer.Option(help="Whose tokenizer and chat template to look with.")] = "smollm2-135m",
@@ -35,8 +36,7 @@ def check(
     column: options.Column = None,
     skip_bad: options.SkipBad = False,
     max_length: Annotated[int, typer.Option(min=8, help="Longest example in tokens.")] = Settings.max_length,
-    instruction: options.Instruction = None,
-    system: options.System = None,
+    **posed: Any,
 ) -> None:
     """Show what DATA holds and what is wrong with it. Exit code 1 when training on it would be pointless."""
     columns = options.columns(column)
@@ -50,10 +50,9 @@ def check(
             base=base,
             task=task,
             options=api.DataOptions(validation=validation, test=test, columns=columns or None, skip_bad=skip_bad),
-            instruction=instruction,
-            system=system,
             max_length=max_length,
             listener=listener,
+            **posed,
         )
     screen = console()
     _print_report(result.report, result.task, result.compared_with, screen)

@@ -11,15 +11,17 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from heptune import techniques
+from heptune import tasks, techniques
 from heptune.cli.hyperparameters import Hyperparameter, hyperparameters
 from heptune.core.errors import UsageError
 from heptune.core.registry import unknown
 from heptune.engine.settings import Settings
+from heptune.tasks.options import TaskOptions
 
 # What a command that was interrupted leaves with: 128 + SIGINT, what shells expect.
 INTERRUPTED = 130
 
+TASK_PANEL = "The task"
 SETTINGS_PANEL = "Training"
 TECHNIQUE_PANEL = "Settings of the technique (heptune explain TECHNIQUE)"
 
@@ -68,16 +70,8 @@ Column = Annotated[
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out and count them instead of stopping.")]
-TaskName = Annotated[str | None, typer.Option(help="classify or chat.", show_default="what the data is")]
-Instruction = Annotated[
-    str | None,
-    typer.Option(metavar="TEXT", help="Stands before every text of classify.", show_default="names the labels"),
-]
-System = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT", help="System message of conversations that have none of their own.", show_default="none"
-    ),
+TaskName = Annotated[
+    str | None, typer.Option(help="What to learn: " + ", ".join(tasks.names()) + ".", show_default="what the data is")
 ]
 Threads = Annotated[
     int | None,
@@ -131,13 +125,14 @@ def _usable_threads() -> int:
 
 
 def with_tuning_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces the command's `**chosen` by one option for each field of Settings and of every technique."""
-    return _with(command, [*_settings_options(), *_technique_options()])
+    """Replaces the command's `**chosen` by one option for each field of TaskOptions, of Settings and of every
+    technique."""
+    return _with(command, [*_task_options(), *_settings_options(), *_technique_options()])
 
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replaces the command's `**settings` by one option for each of these fields of Settings."""
-    chosen = [parameter for parameter in _settings_options() if parameter.name in names]
+    """Replaces the command's `**settings` by one option for each field of TaskOptions and each of these of Settings."""
+    chosen = [*_task_options(), *(parameter for parameter in _settings_options() if parameter.name in names)]
     return lambda command: _with(command, chosen)
 
 
@@ -150,9 +145,10 @@ def _with(command: Callable[..., None], more: list[inspect.Parameter]) -> Callab
 
 
 def split_chosen(technique: str, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings, and the hyperparameters that were given; `UsageError` for those of another technique."""
+    """What describes task and training, and the hyperparameters that were given; `UsageError` for those of another
+    technique."""
     own = [h.name for h in hyperparameters(technique)]
-    names = {field.name for field in fields(Settings)}
+    names = {field.name for kind in (TaskOptions, Settings) for field in fields(kind)}
     settings = {name: value for name, value in chosen.items() if name in names}
     given = {name: value for name, value in chosen.items() if name not in names and value is not None}
     for name in given:
@@ -162,7 +158,15 @@ def split_chosen(technique: str, chosen: Mapping[str, Any]) -> tuple[dict[str, A
 
 
 def _settings_options() -> list[inspect.Parameter]:
-    types = get_type_hints(Settings)
+    return _of_fields(Settings, SETTINGS_PANEL)
+
+
+def _task_options() -> list[inspect.Parameter]:
+    return _of_fields(TaskOptions, TASK_PANEL)
+
+
+def _of_fields(kind: type, panel: str) -> list[inspect.Parameter]:
+    types = get_type_hints(kind)
     return [
         _parameter(
             field.name,
@@ -172,10 +176,10 @@ def _settings_options() -> list[inspect.Parameter]:
                 _switch(field.name) if types[field.name] is bool else _option(field.name),
                 help=_plain(field.metadata["help"]),
                 show_default=True if field.default is not None else "not set",
-                rich_help_panel=SETTINGS_PANEL,
+                rich_help_panel=panel,
             ),
         )
-        for field in fields(Settings)
+        for field in fields(kind)
     ]
 
 

@@ -76,8 +76,6 @@ def plan(
     limit: Annotated[int | None, typer.Option(min=1, help="Most training examples.", show_default="all")] = None,
     column: options.Column = None,
     skip_bad: options.SkipBad = False,
-    instruction: options.Instruction = None,
-    system: options.System = None,
     bases: Annotated[bool, typer.Option("--bases", help="List the bases of the catalog and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
     **settings: Any,
@@ -113,8 +111,6 @@ def plan(
             examples=examples,
             length=length,
             options=DataOptions(**parts, limit=limit, columns=columns or None, skip_bad=skip_bad),
-            instruction=instruction,
-            system=system,
             listener=listener,
             **settings,
         )

@@ -65,8 +65,6 @@ def race(
     limit: Annotated[int | None, typer.Option(min=1, help="Most training examples.", show_default="all")] = None,
     column: options.Column = None,
     skip_bad: options.SkipBad = False,
-    instruction: options.Instruction = None,
-    system: options.System = None,
     parallel: Annotated[
         int | None,
         typer.Option(min=1, help="Candidates that train at a time.", show_default="as memory and cores allow"),
@@ -103,8 +101,6 @@ def race(
             metric=metric,
             out=out,
             options=api.DataOptions(**parts, limit=limit, columns=columns, skip_bad=skip_bad),
-            instruction=instruction,
-            system=system,
             terms=api.Terms(
                 budget_s=limit_s,
                 budget_tokens=budget_tokens,

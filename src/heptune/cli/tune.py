@@ -30,8 +30,6 @@ def tune(
     limit: Annotated[int | None, typer.Option(min=1, help="Most training examples.", show_default="all")] = None,
     column: options.Column = None,
     skip_bad: options.SkipBad = False,
-    instruction: options.Instruction = None,
-    system: options.System = None,
     threads: options.Threads = None,
     **chosen: Any,
 ) -> None:
@@ -56,8 +54,6 @@ def tune(
             task=task,
             out=out,
             options=api.DataOptions(**parts, limit=limit, columns=columns, skip_bad=skip_bad),
-            instruction=instruction,
-            system=system,
             listener=listener,
             **settings,
         )

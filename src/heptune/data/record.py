@@ -16,10 +16,24 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Span:
+    """An entity in a text: the characters [start, end), and its type."""
+
+    start: int
+    end: int
+    type: str
+
+
+@dataclass(frozen=True)
 class Record:
-    """One example. Exactly one of the three kinds is filled:
+    """One example. Exactly one of these kinds is filled:
 
     - labelled text: `text` and `label`
+    - text with several labels: `text` and `labels` (none, one or more)
+    - text with entities: `text` and `spans` (may be empty), in order of their start
+    - a question: `text`, the `answers` that are accepted (the first is the one to learn), and perhaps the `passage`
+      that they stand in
+    - a question with options: `text`, `options`, and of them the right one as the only one of `answers`
     - a conversation: `messages` (at least one of role 'assistant')
     - plain text: `text` alone
 
@@ -30,10 +44,23 @@ class Record:
     text: str | None = None
     label: str | None = None
     messages: tuple[Message, ...] = ()
+    labels: tuple[str, ...] | None = None
+    spans: tuple[Span, ...] | None = None
+    passage: str = ""
+    answers: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
-        """'conversation', 'labelled text' or 'plain text'."""
+        """The kind in words, as above."""
         if self.messages:
             return "conversation"
+        if self.spans is not None:
+            return "text with entities"
+        if self.options:
+            return "question with options"
+        if self.answers:
+            return "question"
+        if self.labels is not None:
+            return "text with several labels"
         return "plain text" if self.label is None else "labelled text"

@@ -12,15 +12,14 @@ from heptune.models.catalog import BaseFacts
 from heptune.planning.estimate import Estimate, Estimator
 from heptune.planning.target import target
 from heptune.planning.workload import of_data
-from heptune.tasks.chat import Chat
-from heptune.tasks.classify import Classify
+from heptune.tasks import Task
 from heptune.tasks.template import ChatTemplate
 
 
 def estimator_of(
     name: str,
     anatomy: Anatomy,
-    task: Classify | Chat,
+    task: Task,
     parts: DataParts,
     template: ChatTemplate,
     settings: Settings,

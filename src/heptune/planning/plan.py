@@ -36,6 +36,7 @@ from heptune.planning.hardware import Machine
 from heptune.planning.priors import Prior, priors
 from heptune.planning.target import Target, target
 from heptune.planning.workload import Placement, Workload, assumed, of_data
+from heptune.tasks.options import TaskOptions
 from heptune.tasks.template import ChatTemplate
 
 SCHEMA = 1
@@ -188,8 +189,6 @@ def plan(
     examples: int | None = None,
     length: int | None = None,
     options: DataOptions | None = None,
-    instruction: str | None = None,
-    system: str | None = None,
     listener: Listener = ignore,
     **settings: Any,
 ) -> Plan:
@@ -198,9 +197,10 @@ def plan(
     `data` is a data set as `tune` takes it; without it `examples` of `length` tokens are assumed. The target is a known
     `gpu` ('RTX 4090'), an amount of `memory` ('24GB'), or this machine (timed, or a `machine` that is known), `devices`
     of them. `technique` is a name, settings as in `heptune.Lora(rank=64)`, or several of these. `settings` are those of
-    `heptune.engine.settings.Settings`.
+    `heptune.engine.settings.Settings` and `heptune.tasks.options.TaskOptions`.
     """
-    knobs = Settings.from_values(settings)
+    posed, own = TaskOptions.split(settings)
+    knobs = Settings.from_values(own)
     if isinstance(technique, str) or not isinstance(technique, Sequence):
         technique = (technique,)
     chosen = [Candidate.of(one) for one in (technique or techniques.names())]
@@ -211,7 +211,7 @@ def plan(
     if data is None:
         workload = assumed(task, examples, length)
     else:
-        workload = _of_files(base, facts, data, task, options or DataOptions(), instruction, system, knobs, listener)
+        workload = _of_files(base, facts, data, task, options or DataOptions(), posed, knobs, listener)
     estimator = Estimator(facts, workload, place)
     known = priors([candidate.name for candidate in chosen], workload.task, workload.examples)
     found = tuple(_technique(estimator, candidate, knobs, known[candidate.name]) for candidate in chosen)
@@ -270,14 +270,13 @@ def _of_files(
     data: str | Path,
     task: str | None,
     options: DataOptions,
-    instruction: str | None,
-    system: str | None,
+    posed: TaskOptions,
     settings: Settings,
     listener: Listener,
 ) -> Workload:
     files = read_files(data, options, listener)
     parts = files.cut(options, settings.seed)
-    goal = tasks.pose(task or tasks.choose(files.train.kind), parts.train, instruction, system)
+    goal = tasks.pose(task or tasks.choose(files.train.kind), parts.train, posed)
     return of_data(goal, parts, _template(base, facts, listener), settings, str(data))
 
 
@@ -341,7 +340,7 @@ def _command(
     if technique is None or facts.tunable is None:
         return None
     chosen = next(one for one in found if one.technique == technique)
-    defaults = {field.name: field.default for field in fields(Settings)}
+    defaults = {field.name: field.default for kind in (TaskOptions, Settings) for field in fields(kind)}
     settings = {name: value for name, value in given.items() if value != defaults[name]}
     settings |= chosen.change.changes if chosen.change is not None else {}
     words = ["tune", facts.tunable, str(data) if data is not None else "DATA", "--technique", technique]

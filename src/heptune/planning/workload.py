@@ -23,7 +23,6 @@ from heptune.engine import forest
 from heptune.engine.batches import Batches
 from heptune.engine.settings import Settings
 from heptune.planning.forms import Pass
-from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate, Segment
 
@@ -147,7 +146,7 @@ def _made_up(index: int, length: int) -> Example:
 
 
 def of_data(
-    task: tasks.Classify | tasks.Chat, parts: DataParts, template: ChatTemplate | None, settings: Settings, where: str
+    task: tasks.Task, parts: DataParts, template: ChatTemplate | None, settings: Settings, where: str
 ) -> Workload:
     """The workload of a data set, with the base's own template; without one lengths are estimated."""
     found = template or EstimatedTemplate()
@@ -167,7 +166,7 @@ def of_data(
         return Encoded(
             train=examples(some),
             longest=examples(longest),
-            judged=_scored(task, scored, found, max_length),
+            judged=tuple(e for i, r in enumerate(scored) for e in task.scored(r, i, found, max_length)),  # type: ignore[arg-type]
             train_of=len(some),
             judged_of=len(scored),
         )
@@ -183,16 +182,9 @@ def of_data(
     return Workload(task.name, len(parts.train), limit, tuple(words), encode)
 
 
-def _scored(task: Any, records: Sequence[Record], template: Any, max_length: int) -> tuple[Example, ...]:
-    """What a validation scores: every label of a text, or the replies."""
-    if isinstance(task, Classify):
-        return tuple(c for i, record in enumerate(records) for c in task.candidates(record, i, template, max_length))
-    examples = (e for i, record in enumerate(records) for e in task.encode(record, i, template, max_length))
-    return tuple(example for example in examples if example.targets)
-
-
 def _characters(record: Record) -> int:
-    return len(record.text or "") + sum(len(message.content) for message in record.messages)
+    texts = (record.text or "", record.passage, *record.answers, *(message.content for message in record.messages))
+    return sum(map(len, texts))
 
 
 def lay_out(

@@ -34,8 +34,8 @@ def conclude(race: Race) -> dict[str, Any]:
     baselines = read_json(race.folder / "baselines.json")
     outcome = "log_p" if values["metric"] == "loss" else "correct"
     weights = None
-    if not isinstance(task, Classify):
-        first = next(iter(answers.values()))[0]
+    first = next(iter(answers.values()))[0]
+    if outcome == "log_p" and "weights" in first:
         weights = np.array(first["weights"], dtype=float)
     contenders = [_technique(race, final, answers[final["contender"]], outcome, weights) for final in values["finals"]]
     contenders += [_baseline(name, b, outcome, weights) for name, b in baselines.items() if outcome in b]

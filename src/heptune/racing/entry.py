@@ -24,7 +24,6 @@ from heptune.racing.candidates import RATES, Candidate, candidates
 from heptune.racing.forecast import PLANNED_SHARE, Forecast, forecast
 from heptune.racing.ladder import SHARES, full_trainings, rungs
 from heptune.racing.race import Race, require_free
-from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
@@ -115,12 +114,13 @@ def enter(
     loaded_s = time.monotonic() - again
     template = ChatTemplate(base.tokenizer)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
-    words = problem.task.instruction if isinstance(problem.task, Classify) else problem.task.system or ""
-    field = candidates(fitting, terms.rates, words if terms.words else "")
+    field = candidates(fitting, terms.rates, problem.task.words if terms.words else "")
     facts = forecast(base, loaded_s, field, problem, examples, settings, terms.test_limit, terms.width, listener)
     field = [candidate for candidate in field if candidate.technique.name in facts.plans]
     plain = {candidate.name for candidate in candidates(fitting, (1.0,))}
-    field, steps, facts, budget_s = _length(field, plain, examples, settings, terms, facts, time.monotonic() - began, listener)
+    field, steps, facts, budget_s = _length(
+        field, plain, examples, settings, terms, facts, time.monotonic() - began, listener
+    )
     settings = replace(settings, validation_limit=facts.validation_records)
     points = rungs(steps)
     finalists = min(terms.finalists, len({c.technique.name for c in field}))
@@ -260,7 +260,8 @@ def _length(
     why = f"the budget allows {steps} steps for a finalist, and a race needs at least {least}"
     if terms.budget_s is None:
         raise UsageError(
-            f"{why}; raise --budget-tokens, name fewer --techniques, or take smaller steps (--batch-size, --batch-tokens)"
+            f"{why}; raise --budget-tokens, name fewer --techniques, or take smaller steps (--batch-size, "
+            "--batch-tokens)"
         )
     needed_s = spent_s + now.race_s(entered, least, terms.finalists, terms.seeds) / PLANNED_SHARE
     enough = f"{math.ceil(needed_s / 60)}m"

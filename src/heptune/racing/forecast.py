@@ -27,9 +27,9 @@ from heptune.planning.limits import memory
 from heptune.planning.outlook import estimator_of, told
 from heptune.racing.candidates import Candidate
 from heptune.racing.ladder import KEPT, SHARES, survivors
+from heptune.scoring.exams import validation
 from heptune.scoring.score import Scorer
 from heptune.scoring.shots import REFERENCE
-from heptune.scoring.validate import validation
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
 from heptune.tuning import base as bases

@@ -17,10 +17,13 @@ import torch
 from heptune.core.events import Listener
 from heptune.data.record import Record
 from heptune.engine.memory import used_bytes
-from heptune.racing.outcomes import of_labels, outcomes
 from heptune.scoring import baselines
+from heptune.scoring.exams import exam_of
+from heptune.scoring.exams.chat import of_losses
+from heptune.scoring.exams.classify import of_labels
 from heptune.scoring.score import Scorer
 from heptune.scoring.shots import FewShot, FewShotChat, calibrated_labels
+from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
@@ -42,8 +45,10 @@ def rivals(
         if isinstance(posed, FewShot):  # as it stands it answers with the label that came last in its prompt
             scores = calibrated_labels(scorer, posed, records, train, what, listener, seed)
             found = of_labels(posed, scores, records)
+        elif posed is task:
+            found = exam_of(task).outcomes(scorer, records, what, listener)
         else:
-            found = outcomes(posed, scorer, records, what, listener)
+            found = of_losses(posed, scorer, records, what, listener)
         serving = _serving(positions, 0.0, words)
         return {**found, "time_s": 0.0, "scoring_s": time.monotonic() - began, "memory_bytes": memory, **serving}
 
@@ -55,6 +60,8 @@ def rivals(
             words = f"{len(shown.shots)} examples ({positions} tokens) before every request"
             found["base, few-shot"] = base(shown, positions, words)
         return found | _without_base(task, train, records, scorer.forward.device)
+    if not isinstance(task, Chat):
+        return found
     several = FewShotChat.of(task, train, scorer.template, scorer.max_length, seed=seed)
     if several.shots:
         words = f"{len(several.shots)} conversations before every request"

@@ -15,11 +15,12 @@ from heptune.engine.memory import give_back
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import load_base
-from heptune.racing.outcomes import outcomes, tested_on
+from heptune.racing.outcomes import tested_on
 from heptune.racing.rivals import rivals
 from heptune.runs.files import read_json, write_json
 from heptune.runs.lock import InUseError
 from heptune.runs.run import Run
+from heptune.scoring.exams import exam_of
 from heptune.scoring.score import Scorer
 from heptune.tasks.template import ChatTemplate
 from heptune.tuning import problem as problems
@@ -61,7 +62,7 @@ def answers(folder: str, limit: int | None, seed: int, threads: int, listener: L
         tuned = opened(Run(folder), listener)
         records = tested_on(tuned.run.manifest, limit, seed)
         began = time.monotonic()
-        found = outcomes(tuned.task, tuned.scorer, records, f"testing {Path(folder).name}", listener)
+        found = exam_of(tuned.task).outcomes(tuned.scorer, records, f"testing {Path(folder).name}", listener)
         write_json(path, {**found, "scoring_s": time.monotonic() - began})
     return "reached"
 

@@ -14,6 +14,7 @@ from heptune.engine.settings import Settings
 from heptune.reporting.findings import Points
 from heptune.reporting.numbers import finite
 from heptune.reporting.reading import mapping, objects, optional_json, strings, text, whole
+from heptune.tasks.options import TaskOptions
 
 LINE = 92  # letters of a command in one line; the page's column holds about as many
 
@@ -120,9 +121,10 @@ def tune_command(manifest: dict[str, Any], folder: Path) -> str:
     words = ["heptune", "tune", near(text(mapping(manifest.get("base")).get("name"))), near(train)]
     words += ["--technique", text(technique.get("name"))]
     task = mapping(manifest.get("task"))
-    for option, value in (("--task", task.get("name")), ("--instruction", task.get("instruction"))):
-        words += [option, text(value)] if value else []
-    words += ["--system", text(task["system"])] if task.get("system") else []
+    words += ["--task", text(task["name"])] if task.get("name") else []
+    for option in fields(TaskOptions):
+        if (value := task.get(option.name)) and value != option.default:
+            words += _option(option.name, value)
     words += _parts(data, mapping(manifest.get("split")))
     for role, column in mapping(data.get("columns")).items():
         words += ["--column", f"{role}={column}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,11 @@ class Scorer:
             done += len(portion)
             listener(Progress(what, done, len(examples), unit))
         return sums
+
+    def examples(self, task: Any, records: Sequence[Record]) -> list[Example]:
+        """What judging the records takes: their examples with something supervised, each with its record's index."""
+        every = (e for i, record in enumerate(records) for e in task.encode(record, i, self.template, self.max_length))
+        return [example for example in every if example.targets]
 
     def labels(self, task: Classify, records: Sequence[Record], what: str, listener: Listener = ignore) -> np.ndarray:
         """Log p(label and end of turn | text) for every text and label, [n, labels].

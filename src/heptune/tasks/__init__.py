@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from heptune.core.errors import DataError
 from heptune.core.events import Listener, Note
@@ -12,27 +12,44 @@ from heptune.data.record import Record
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.options import AS_IT_IS
+from heptune.tasks.options import TaskOptions as TaskOptions
 from heptune.tasks.template import ChatTemplate
 
 
 class Task(Protocol):
-    """What every task offers. `metric` chooses the best checkpoint; `higher_is_better` says in which direction."""
+    """What every task offers. `metric` chooses the best checkpoint; `higher_is_better` says in which direction. `kinds`
+    are the kinds of records that it learns from (`Record.kind`)."""
 
     name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
 
+    @classmethod
+    def from_records(cls, records: Sequence[Record], options: TaskOptions = AS_IT_IS) -> Self:
+        """The task that these training records pose. Raises DataError when they do not fit it, UsageError for options
+        that it has no use for."""
+
+    @property
+    def words(self) -> str:
+        """The text that stands before every question, '' where there is none: soft prompts may start from it."""
+
     def encode(self, record: Record, index: int, template: ChatTemplate, max_length: int) -> list[Example]:
         """The training examples of one record, none longer than `max_length` tokens."""
-        ...
+
+    def scored(self, record: Record, index: int, template: ChatTemplate, max_length: int) -> list[Example]:
+        """The examples that judging one record takes: those whose losses tell what the model would answer."""
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON values, its name among them."""
-        ...
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Classify] | type[Chat]] = {task.name: task for task in (Classify, Chat)}
-_TASK_OF_KIND = {"labelled text": Classify.name, "conversation": Chat.name}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat)}
 
 
 def names() -> list[str]:
@@ -40,33 +57,46 @@ def names() -> list[str]:
     return list(_TASKS)
 
 
-def get(name: str) -> type[Classify] | type[Chat]:
+def get(name: str) -> type[Task]:
     """The task of that name. Raises UsageError with the nearest names when there is none."""
     if name not in _TASKS:
         raise unknown("task", name, _TASKS)
     return _TASKS[name]
 
 
-def from_json(values: dict[str, Any]) -> Classify | Chat:
+def from_json(values: dict[str, Any]) -> Task:
     """The task that `to_json` wrote, whichever it is."""
     return get(values["name"]).from_json(values)
 
 
 def choose(kind: str) -> str:
     """The name of the task for data of one kind (`Record.kind`). Raises DataError when none can learn it."""
-    if kind not in _TASK_OF_KIND:
-        learnable = ", ".join(f"{known} (task {task})" for known, task in _TASK_OF_KIND.items())
-        raise DataError(
-            f"the data is {kind}: it has no replies or labels to learn; what can be learned is {learnable}; "
-            "name the columns that hold the text and its label, or the prompt and its reply"
-        )
-    return _TASK_OF_KIND[kind]
+    for task in _TASKS.values():
+        if kind in task.kinds:
+            return task.name
+    learnable = ", ".join(f"{known} (task {task.name})" for task in _TASKS.values() for known in task.kinds)
+    raise DataError(
+        f"the data is {kind}: it has no replies or labels to learn; what can be learned is {learnable}; "
+        "name the columns that hold the text and its label, or the prompt and its reply"
+    )
 
 
-def pose(name: str, records: Sequence[Record], instruction: str | None, system: str | None) -> Classify | Chat:
+def pose(name: str, records: Sequence[Record], options: TaskOptions | None = None) -> Task:
     """The task of that name as these training records pose it. Raises DataError when they do not fit it."""
-    kind = get(name)
-    return kind.from_records(records, instruction) if kind is Classify else Chat(system)
+    task = get(name)
+    for record in records:
+        if record.kind not in task.kinds:
+            learnable = " or ".join(map(_article, task.kinds))
+            raise DataError(
+                f"this example is {_article(record.kind)}, but {name} learns from {learnable}; "
+                "name the columns that hold it, or choose the task that fits",
+                line=record.line,
+            )
+    return task.from_records(records, options or TaskOptions())
+
+
+def _article(kind: str) -> str:
+    return f"a {kind}" if kind.split()[0] in ("conversation", "question") else kind
 
 
 def encode(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from heptune.core.errors import BaseModelError, DataError
 from heptune.data.record import Message, Record
 from heptune.tasks.example import Example
+from heptune.tasks.options import AS_IT_IS, TaskOptions
 from heptune.tasks.template import ChatTemplate
 
 
@@ -22,8 +23,20 @@ class Chat:
     system: str | None = None
 
     name: ClassVar[str] = "chat"
+    kinds: ClassVar[tuple[str, ...]] = ("conversation",)
     metric: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+
+    @classmethod
+    def from_records(cls, records: Sequence[Record], options: TaskOptions = AS_IT_IS) -> Chat:
+        """The task that conversations pose."""
+        options.only(cls.name, "system")
+        return cls(options.system)
+
+    @property
+    def words(self) -> str:
+        """The system message that conversations without one are given."""
+        return self.system or ""
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON values; `from_json` reads them back."""
@@ -65,3 +78,7 @@ class Chat:
             cut = max(0, len(tokens) - max_length)
             examples.append(Example(tuple(tokens[:max_length]), tuple(supervised[:max_length]), index, cut))
         return examples
+
+    def scored(self, record: Record, index: int, template: ChatTemplate, max_length: int) -> list[Example]:
+        """Its replies, where the length limit leaves something of them."""
+        return [example for example in self.encode(record, index, template, max_length) if example.targets]

@@ -15,6 +15,7 @@ from heptune.core.errors import DataError
 from heptune.core.registry import nearest
 from heptune.data.record import Message, Record
 from heptune.tasks.example import Example
+from heptune.tasks.options import AS_IT_IS, TaskOptions
 from heptune.tasks.template import ChatTemplate
 
 
@@ -29,6 +30,7 @@ class Classify:
     instruction: str
 
     name: ClassVar[str] = "classify"
+    kinds: ClassVar[tuple[str, ...]] = ("labelled text",)
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
 
@@ -41,21 +43,19 @@ class Classify:
             )
 
     @classmethod
-    def from_records(cls, records: Sequence[Record], instruction: str | None = None) -> Classify:
-        """The task that labelled `records` pose. Raises DataError when they are not labelled or have one label only."""
-        labels = set()
-        for record in records:
-            if record.text is None or record.label is None:
-                raise DataError(
-                    f"this example is {_article(record.kind)}, but classifying needs a text and its label; "
-                    "name the two columns, or choose the task that fits",
-                    line=record.line,
-                )
-            labels.add(record.label)
-        ordered = tuple(sorted(labels))
-        if instruction is None:
-            instruction = f"Classify the text. Answer with exactly one of these labels: {', '.join(ordered)}."
-        return cls(ordered, instruction)
+    def from_records(cls, records: Sequence[Record], options: TaskOptions = AS_IT_IS) -> Classify:
+        """The task that labelled `records` pose. Raises DataError when they have one label only."""
+        options.only(cls.name, "instruction")
+        ordered = tuple(sorted({record.label for record in records if record.label is not None}))
+        words = options.instruction
+        if words is None:
+            words = f"Classify the text. Answer with exactly one of these labels: {', '.join(ordered)}."
+        return cls(ordered, words)
+
+    @property
+    def words(self) -> str:
+        """The instruction."""
+        return self.instruction
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON values; `from_json` reads them back."""
@@ -93,6 +93,10 @@ class Classify:
         lead, cut = self._lead(record, template, max_length)
         return tuple(_example(lead, template.reply(label), index, cut) for label in self.labels)
 
+    def scored(self, record: Record, index: int, template: ChatTemplate, max_length: int) -> list[Example]:
+        """Its candidates."""
+        return list(self.candidates(record, index, template, max_length))
+
     def _lead(self, record: Record, template: ChatTemplate, max_length: int) -> tuple[list[int], int]:
         """The prompt's tokens, and how many tokens of it were cut to leave room for the longest label."""
         text = record.text or ""
@@ -122,7 +126,3 @@ class Classify:
 
 def _example(lead: list[int], reply: list[int], index: int, cut: int) -> Example:
     return Example(tuple(lead + reply), (False,) * len(lead) + (True,) * len(reply), index, cut)
-
-
-def _article(kind: str) -> str:
-    return f"a {kind}" if kind == "conversation" else kind

@@ -8,10 +8,9 @@ from typing import Any
 
 from heptune import tasks
 from heptune.core.events import Listener, Note
-from heptune.data.check import check_labels
 from heptune.data.parts import DataOptions, DataParts, read_again, read_files
-from heptune.tasks.chat import Chat
-from heptune.tasks.classify import Classify
+from heptune.scoring.exams import exam_of
+from heptune.tasks.options import TaskOptions
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Problem:
     """The parts of a data set and the task that they pose."""
 
     parts: DataParts
-    task: Classify | Chat
+    task: tasks.Task
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest keeps of it; `again` reads it back."""
@@ -30,20 +29,19 @@ def pose(
     data: str | Path,
     task: str | None,
     options: DataOptions,
-    instruction: str | None,
-    system: str | None,
+    posed: TaskOptions,
     seed: int,
     listener: Listener,
 ) -> Problem:
-    """Reads a data set and finds its task, or poses the one that is named. Test examples that also stand in
-    the training part are told."""
+    """Reads a data set and finds its task, or poses the one that is named, as `posed` says. Test examples that also
+    stand in the training part are told."""
     files = read_files(data, options, listener)
     name = task or tasks.choose(files.train.kind)
     parts = files.cut(options, seed)
-    goal = tasks.pose(name, parts.train, instruction, system)
-    if isinstance(goal, Classify):
-        check_labels(goal.labels, parts.validation, parts.path("validation"))
-        check_labels(goal.labels, parts.test, parts.path("test"))
+    goal = tasks.pose(name, parts.train, posed)
+    exam = exam_of(goal)
+    exam.check(parts.validation, parts.path("validation"))
+    exam.check(parts.test, parts.path("test"))
     for part, count in parts.leaked().items():
         if count:
             text = f"{count} records of the {part} part also stand in the training part; its scores will flatter"

@@ -23,8 +23,8 @@ from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
 from heptune.runs.run import EventLog, Run
+from heptune.scoring.exams import validation
 from heptune.scoring.score import Scorer
-from heptune.scoring.validate import validation
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases

@@ -59,7 +59,7 @@ class Tuned:
     """A run's result, loaded and ready for use."""
 
     run: Run
-    task: Classify | Chat
+    task: tasks.Task
     anatomy: Anatomy
     template: ChatTemplate
     scorer: Scorer

@@ -1,0 +1,55 @@
+"""The exams: how each task's answers are judged, while it trains and at the end. One file per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from heptune.core.events import Listener
+from heptune.data.record import Record
+from heptune.engine.loop import Validation
+from heptune.scoring.evaluation import Evaluation
+from heptune.scoring.exams.chat import ChatExam
+from heptune.scoring.exams.classify import ClassifyExam
+from heptune.scoring.score import Scorer
+from heptune.tasks import Task
+
+
+class Exam(Protocol):
+    """How one task is judged. What a model says, `answers`, is whatever the exam's own `evaluation` reads."""
+
+    def check(self, records: Sequence[Record], path: Any) -> None:
+        """Raises DataError for records that cannot be judged, e.g. labels that training has never seen. `path` is
+        their file, for the message."""
+
+    def validation(self, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
+        """The judge of a training; None where the records hold nothing to score."""
+
+    def answers(self, scorer: Scorer, records: Sequence[Record], what: str, listener: Listener) -> Any:
+        """What the model as it is now says to the records. Raises DataError where nothing can be scored."""
+
+    def evaluation(
+        self, part: str, records: Sequence[Record], train: Sequence[Record], base: Any, tuned: Any, seed: int
+    ) -> Evaluation:
+        """The tuned model's answers beside the untouched base's (None: it cannot answer) and the baselines."""
+
+    def outcomes(self, scorer: Scorer, records: Sequence[Record], what: str, listener: Listener) -> dict[str, Any]:
+        """Every record's outcome under the model as it is now, as JSON values, for a race.
+
+        `log_p` of what is true; with `weights`, how many tokens each one's is about. `correct` (0 to 1) for tasks with
+        answers that are right or wrong; `chosen` label numbers, for classify.
+        """
+
+
+_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam}
+
+
+def exam_of(task: Task) -> Exam:
+    """The exam of a task."""
+    exam: Exam = _EXAMS[task.name](task)
+    return exam
+
+
+def validation(task: Task, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
+    """The judge of a training of this task."""
+    return exam_of(task).validation(scorer, records, listener)
