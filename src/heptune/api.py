@@ -24,7 +24,7 @@ from heptune.data.splits import sample
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import fetch_base as fetch_base  # for a command that shows it as a step of its own
-from heptune.models.load import load_tokenizer
+from heptune.models.load import load_tokenizer, reads_both_ways
 from heptune.racing import course
 from heptune.racing.entry import Terms, enter
 from heptune.racing.race import Race
@@ -33,9 +33,10 @@ from heptune.runs.files import write_json
 from heptune.runs.run import Run, new_name
 from heptune.scoring.evaluation import Evaluation, require_examples
 from heptune.scoring.exams import exam_of
+from heptune.scoring.exams.label import LabelExam
 from heptune.scoring.generate import Sampling as Sampling
 from heptune.tasks.options import TaskOptions
-from heptune.tasks.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
@@ -64,7 +65,8 @@ def tune(
     posed, own = TaskOptions.split(settings)
     knobs = Settings.from_values(own)
     bases.check_quantization(chosen, knobs)
-    problem = problems.pose(data, task, options or DataOptions(), posed, knobs.seed, listener)
+    words = task is not None or not reads_both_ways(base, listener=listener)
+    problem = problems.pose(data, task, options or DataOptions(), posed, knobs.seed, listener, words)
     folder = Path(out) if out is not None else new_name(Path("runs"), chosen.name)
     loaded = bases.load(base, chosen, listener)
     run = training.begin(folder, base, loaded, chosen, problem, knobs, listener)
@@ -150,7 +152,10 @@ def evaluate(
     if limit is not None and limit < len(records):
         records = [records[i] for i in sample(records, range(len(records)), limit, manifest["settings"]["seed"])]
     bare = Bare.of(run, listener)
-    base = exam.answers(bare.scorer, records, "scoring the untouched base", listener)
+    if isinstance(exam, LabelExam):  # an untouched base has no head that could answer
+        base: Any = exam.untouched(bare.scorer, records, parts.train, listener)
+    else:
+        base = exam.answers(bare.scorer, records, "scoring the untouched base", listener)
     bare.restore(run.artifact, listener)
     tuned = exam.answers(bare.scorer, records, "scoring the tuned model", listener)
     result = exam.evaluation(part, records, parts.train, base, tuned, manifest["settings"]["seed"])
@@ -227,7 +232,8 @@ def check(
         if report.pointless:
             return Check(report, None, path, ())
         raise error
-    template = ChatTemplate(load_tokenizer(base, listener=listener))
+    tokenizer = load_tokenizer(base, listener=listener)
+    template: Any = PlainText(tokenizer) if reads_both_ways(base, listener=listener) else ChatTemplate(tokenizer)
 
     def measure(record: Record) -> list[Lengths]:
         return [Lengths(len(e.tokens), e.targets, e.cut) for e in goal.encode(record, 0, template, max_length)]

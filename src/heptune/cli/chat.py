@@ -76,7 +76,7 @@ class _Partner:
         """Prints the labels' probabilities, or the reply as it grows; a reply that is broken off is not remembered."""
         from heptune import api
 
-        if self.tuned.task.name == "classify":
+        if self.tuned.task.name in ("classify", "label"):
             print_labels(self.tuned.classify(text), self.screen)
             return
         asked = [*self.messages, api.Message("user", text)]

@@ -160,8 +160,9 @@ def check_labels(
     """
     lines: dict[str, list[int]] = defaultdict(list)
     for record in evaluation:
-        if record.label is not None and record.label not in training_labels:
-            lines[record.label].append(record.line)
+        for label in record.labels or (() if record.label is None else (record.label,)):
+            if label not in training_labels:
+                lines[label].append(record.line)
     if lines:
         some = list(lines.items())[:SHOWN]
         found = "; ".join(f"{label!r} ({_count(len(at), 'record')}, first in line {at[0]})" for label, at in some)

@@ -68,6 +68,11 @@ def load_newest(
     return None
 
 
+def exist(run: Path) -> bool:
+    """Whether a run has any checkpoint: its parameters are then no longer those it began with."""
+    return any((run / "checkpoints").glob("step-*"))
+
+
 def best_steps(root: Path) -> set[int | None]:
     """The best steps that the undamaged checkpoints name: their artifacts are still needed."""
     found: set[int | None] = set()

@@ -1,5 +1,7 @@
 """From examples to a loss: lays a batch out, runs the decoder once, and takes the loss where there are targets.
 
+Targets are words, predicted by the model's own head, or classes that a `Readout` sees (`Example.marks`).
+
 The model stays in evaluation mode: the dropout that some old architectures carry in their base is off, so that a step
 is a pure function of its batch.
 """
@@ -18,9 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from heptune.core.errors import BaseModelError, TechniqueError
 from heptune.core.events import Listener, Note, ignore
 from heptune.engine import forest as layout
+from heptune.engine import marked
 from heptune.engine.loss import cross_entropy
 from heptune.models.anatomy import Anatomy
 from heptune.models.attention import Visibility, install
+from heptune.models.readout import Readout
 from heptune.tasks.example import Example
 
 # The self-test accepts the forest when its losses agree with one example at a time to this relative difference. Both
@@ -30,8 +34,8 @@ SELF_TEST_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16:
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """`total`: the weighted summed loss (differentiable). `losses` [M], `example` [M]: each target's own loss in nats
-    and the index of its example. `rows`: the rows that were computed."""
+    """`total`: the summed loss, each target with its example's weight (differentiable). `losses` [M], `example` [M]:
+    each target's own loss in nats and the index of its example. `rows`: the rows that were computed."""
 
     total: torch.Tensor
     losses: torch.Tensor
@@ -43,14 +47,17 @@ class Forward:
     """Runs examples through a model, as a forest where the architecture allows it, padded otherwise.
 
     `recompute` trades time for memory: a layer's activations are dropped and computed again in the backward pass.
+    `readout` is the linear head of a task that has one; an encoder can do nothing without.
     """
+
+    readout: Readout | None = None
 
     def __init__(self, anatomy: Anatomy, recompute: bool = False, listener: Listener = ignore) -> None:
         self.anatomy = anatomy
         self.device = next(anatomy.model.parameters()).device
         anatomy.model.eval()
-        self._transform = _logits_transform(anatomy)
-        self._state = install(anatomy.model)
+        self._transform = _logits_transform(anatomy) if anatomy.causal else None
+        self._state = install(anatomy.model, anatomy.layers)
         if self._state is not None and not self._agrees():
             self._state = None
             anatomy.model.set_attn_implementation("sdpa" if anatomy.model._supports_sdpa else "eager")
@@ -70,20 +77,29 @@ class Forward:
         `TechniqueError` where one is too long beside the technique's own positions."""
         require_positions(self.anatomy, examples)
         placed = self._placed(examples)
+        if any(example.marks for example in placed):
+            return marked.portions(placed, budget, padded=self._state is None)
         if self._state is None:
             return layout.padded_portions(placed, budget)
         return layout.portions(placed, budget, share)
 
     @contextmanager
     def loss(self, examples: Sequence[Example], share: bool = True) -> Iterator[BatchLoss]:
-        """The loss of a batch, each target with weight 1. `total.backward()` belongs inside the `with` block."""
+        """The loss of a batch. `total.backward()` belongs inside the `with` block."""
         placed = self._placed(examples)
+        if any(example.marks for example in placed):
+            with self._seen(placed) as (seen, code, example, rows):
+                losses = self._head_of_marks().losses(seen, code)
+                weight = torch.tensor([e.weight for e in placed], device=self.device)[example]
+                total = (losses.double() * weight.double()).sum().to(losses.dtype)
+                yield BatchLoss(total, losses.detach(), example, rows)
+            return
         batch = layout.plant(placed, share) if self._state is not None else layout.pad(placed)
         row, token, example = (
             torch.from_numpy(a).to(self.device) for a in (batch.target_row, batch.target_token, batch.target_example)
         )
         with self._hidden(batch) as hidden:
-            weight = torch.ones(len(row), device=self.device)
+            weight = torch.tensor([e.weight for e in placed], device=self.device)[example]
             total, losses = cross_entropy(hidden, self._head(), row, token, weight, self._transform)
             yield BatchLoss(total, losses, example, batch.rows)
 
@@ -93,6 +109,66 @@ class Forward:
         with self.loss(examples) as batch:
             sums = torch.zeros(len(examples), dtype=torch.float64)
             return sums.index_add_(0, batch.example.cpu(), batch.losses.double().cpu()).numpy()
+
+    @torch.no_grad()
+    def _sees_the_same(self, examples: Sequence[Example]) -> bool:
+        texts = [Example.marked(e.tokens, tuple((t, 0) for t in range(len(e.tokens))), e.record) for e in examples]
+        placed = self._placed(texts)
+        try:
+            with self._seen(placed) as (got, _, _, _):
+                together = got.double()
+        except (NotImplementedError, RuntimeError, TypeError, ValueError):
+            return False
+        front = self.anatomy.placement.front + self.anatomy.placement.inner
+        alone = [self.anatomy.states(input_ids=torch.tensor([e.tokens], device=self.device))[0, front:] for e in placed]
+        want = torch.cat(alone).double()
+        tolerance = SELF_TEST_TOLERANCE.get(next(self.anatomy.model.parameters()).dtype, 3e-2)
+        return bool((together - want).norm() <= tolerance * want.norm())
+
+    @torch.no_grad()
+    def logits(self, examples: Sequence[Example]) -> np.ndarray:
+        """What the readout says at every mark, in the order of examples and their marks: float64 [M, C]."""
+        with self._seen(self._placed(examples)) as (seen, _, _, _):
+            return self._head_of_marks()(seen).double().cpu().numpy()
+
+    @torch.no_grad()
+    def features(self, examples: Sequence[Example]) -> np.ndarray:
+        """The hidden states that a readout would see, one of every mark: float32 [M, d]."""
+        with self._seen(self._placed(examples)) as (seen, _, _, _):
+            return seen.float().cpu().numpy()
+
+    def _head_of_marks(self) -> Readout:
+        if self.readout is None:
+            raise BaseModelError("these examples are for a linear head, and the model has none")
+        return self.readout
+
+    @contextmanager
+    def _seen(self, examples: Sequence[Example]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]:
+        """The hidden states at the marks [M, d], the marks' codes and examples [M], and the rows that were computed."""
+        batch = marked.lay_out(examples, causal=self.anatomy.causal, padded=self._state is None)
+        row, code, example = (torch.from_numpy(a).to(self.device) for a in (batch.row, batch.code, batch.example))
+        with self._states_of(batch) as hidden:
+            if int(batch.row.max()) >= batch.rows:
+                hidden = torch.cat([hidden, _means(hidden, batch, len(examples))])
+            yield hidden.index_select(0, row), code, example, batch.rows
+
+    @contextmanager
+    def _states_of(self, batch: marked.Marked) -> Iterator[torch.Tensor]:
+        """The last hidden states of every row, [T, d]."""
+        token, position = (torch.from_numpy(a).to(self.device) for a in (batch.token, batch.position))
+        if batch.width is not None:
+            mask = torch.from_numpy(~batch.filling).to(self.device, torch.int64)
+            shape = (-1, batch.width)
+            yield self.anatomy.states(input_ids=token.view(shape), attention_mask=mask.view(shape)).flatten(0, 1)
+            return
+        assert self._state is not None
+        begin = None if self.anatomy.causal else batch.begin
+        with self._state.over(Visibility(batch.end, batch.position, self.device, begin)):
+            yield self.anatomy.states(
+                input_ids=token[None],
+                position_ids=(position + self.anatomy.first_position)[None],
+                attention_mask=_no_mask(self.device),
+            )[0]
 
     def _placed(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with the technique's virtual tokens in their places."""
@@ -120,9 +196,12 @@ class Forward:
             yield output.last_hidden_state[0]
 
     def _agrees(self) -> bool:
-        """Whether a small forest gives the losses of its examples one at a time (through the model's own forward)."""
+        """Whether a small forest gives the losses of its examples one at a time (through the model's own forward); of
+        an encoder whether texts in one row have the hidden states that they have alone."""
         examples = _self_test_examples(self.anatomy.shape.vocabulary)
         model = self.anatomy.model
+        if not self.anatomy.causal:
+            return self._sees_the_same(examples)
         try:
             got = self.score(examples)
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
@@ -131,6 +210,14 @@ class Forward:
             alone = [_plain_loss(model, example, self.device) for example in self._placed(examples)]
         tolerance = SELF_TEST_TOLERANCE.get(next(model.parameters()).dtype, 3e-2)
         return bool(np.allclose(got, alone, rtol=tolerance, atol=tolerance))
+
+
+def _means(hidden: torch.Tensor, batch: marked.Marked, examples: int) -> torch.Tensor:
+    """The mean of each example's own rows, [n, d]."""
+    owner = torch.from_numpy(batch.owner).to(hidden.device)
+    own = owner >= 0
+    sums = hidden.new_zeros(examples, hidden.shape[1]).index_add(0, owner[own], hidden[own])
+    return sums / torch.bincount(owner[own], minlength=examples)[:, None].to(hidden.dtype)
 
 
 def require_positions(anatomy: Anatomy, examples: Sequence[Example]) -> None:

@@ -1,10 +1,10 @@
-"""The anatomy of a causal language model: where a technique can touch it, whatever the architecture calls it.
+"""The anatomy of a language model: where a technique can touch it, whatever the architecture calls it.
 
 Techniques ask for roles, never for module names of one architecture. A linear site is one matrix y = Wx + b:
 
     attention.q  attention.k  attention.v  attention.o     or fused: attention.qkv
     mlp.gate  mlp.up  mlp.down                             or fused: mlp.gate_up
-    head                                                   hidden state -> logits
+    head                                                   hidden state -> logits (an encoder has none)
 
 Names differ between architectures, so a site is recognised by its module's type, its own name, and whether it lies in
 the attention or the MLP of a decoder layer; a linear whose shape contradicts its role is no site.
@@ -21,24 +21,26 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from heptune.core.errors import BaseModelError
+from heptune.core.errors import BaseModelError, TechniqueError
 from heptune.models.quantization import QuantizedLinear
 from heptune.models.shape import ModelShape, Site
 
 # The last part of a module's path -> what it does inside an attention or an MLP.
 _ATTENTION_NAMES = {
-    "q": ("q_proj", "query", "q_lin", "wq"),
-    "k": ("k_proj", "key", "k_lin", "wk"),
-    "v": ("v_proj", "value", "v_lin", "wv"),
-    "qkv": ("qkv_proj", "query_key_value", "c_attn", "wqkv", "qkv", "attn_qkv"),
-    "o": ("o_proj", "out_proj", "dense", "c_proj", "wo", "attn_out"),
+    "q": ("q_proj", "query", "query_proj", "q_lin", "wq"),
+    "k": ("k_proj", "key", "key_proj", "k_lin", "wk"),
+    "v": ("v_proj", "value", "value_proj", "v_lin", "wv"),
+    "qkv": ("qkv_proj", "query_key_value", "c_attn", "wqkv", "qkv", "attn_qkv", "Wqkv"),
+    "o": ("o_proj", "out_proj", "out_lin", "dense", "c_proj", "wo", "Wo", "attn_out"),
 }
 _MLP_NAMES = {
     "gate": ("gate_proj", "w1"),
-    "up": ("up_proj", "w3", "fc1", "fc_in", "c_fc", "dense_h_to_4h"),
-    "gate_up": ("gate_up_proj",),
-    "down": ("down_proj", "w2", "fc2", "fc_out", "c_proj", "dense_4h_to_h"),
+    "up": ("up_proj", "w3", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "lin1"),
+    "gate_up": ("gate_up_proj", "Wi"),
+    "down": ("down_proj", "w2", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "lin2", "Wo"),
 }
+# The same for modules whose own name says nothing: BERT's intermediate.dense and output.dense.
+_MLP_PARENTS = {"up": ("intermediate",), "down": ("output",)}
 
 _WRITES_HIDDEN = ("attention.o", "mlp.down")
 
@@ -61,7 +63,11 @@ class Placement:
 @dataclass(frozen=True)
 class Anatomy:
     """A model taken apart: `decoder` gives hidden states, `head` turns them into logits. What a technique puts among
-    the input's tokens stands in `placement`."""
+    the input's tokens stands in `placement`.
+
+    An encoder (not `causal`: every token sees the whole text) is its own `decoder` and has no `head`. Its positions
+    count from `first_position`.
+    """
 
     model: nn.Module
     decoder: nn.Module
@@ -69,11 +75,27 @@ class Anatomy:
     layers_path: str
     final_norm: nn.Module | None
     final_norm_path: str | None
-    head: nn.Module
+    head: nn.Module | None
     head_path: str
     sites: tuple[Site, ...]
     shape: ModelShape
+    causal: bool = True
+    first_position: int = 0
     placement: Placement = field(default_factory=Placement)
+
+    def states(self, **inputs: Any) -> torch.Tensor:
+        """The last hidden states for these inputs of the decoder, [B, T, d]; nothing is kept for a next call."""
+        found: torch.Tensor = self.decoder(**inputs, **({"use_cache": False} if self.causal else {})).last_hidden_state
+        return found
+
+    @property
+    def output_head(self) -> tuple[str, nn.Module]:
+        """The head's path and the head that the base came with. Raises TechniqueError for an encoder."""
+        if self.head is None:
+            raise TechniqueError(
+                f"{self.shape.architecture} is an encoder: it has no output head to train or to replace"
+            )
+        return self.head_path, self.head
 
     def module(self, site: Site) -> nn.Module:
         """The module that stands at a site now (a technique may have replaced the base's own)."""
@@ -85,10 +107,12 @@ class Anatomy:
 
 
 def dissect(model: nn.Module) -> Anatomy:
-    """Finds the places of a causal language model.
+    """Finds the places of a causal language model, or of an encoder.
 
-    Raises `BaseModelError` when the model has no decoder layers or no linear head.
+    Raises `BaseModelError` when the model has no layers with attention, or is no encoder and has no linear head.
     """
+    if is_encoder(model.config):
+        return _encoder(model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Linear):
         raise BaseModelError(
@@ -138,6 +162,83 @@ def dissect(model: nn.Module) -> Anatomy:
         sites=tuple(sites),
         shape=shape,
     )
+
+
+# Model types whose plain model (transformers' AutoModel) reads a text both ways, and nothing else.
+ENCODERS = frozenset(
+    {
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "distilbert",
+        "electra",
+        "modernbert",
+        "deberta-v2",
+        "mpnet",
+        "ernie",
+    }
+)
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a configuration is an encoder's."""
+    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+
+
+def _encoder(model: nn.Module) -> Anatomy:
+    config = model.config
+    layers_path, layers = _decoder_layers(model, "", type(model).__name__)
+    norm = _final_norm(model)
+    hidden = config.hidden_size
+    sites = tuple(_layer_sites(layers, layers_path, hidden))
+    embedding = model.get_input_embeddings().weight
+    heads = config.num_attention_heads
+    shape = ModelShape(
+        architecture=type(model).__name__,
+        family=config.model_type,
+        hidden=hidden,
+        layers=len(layers),
+        vocabulary=embedding.shape[0],
+        parameters=_count([model]),
+        active_parameters=_count([model]),
+        layer_parameters=tuple(_count([layer]) for layer in layers),
+        final_norm_parameters=_count([norm]) if norm is not None else 0,
+        head_parameters=0,
+        head_tied=False,
+        sites=sites,
+        embedding=embedding.shape[1],
+        heads=heads,
+        kv_heads=heads,
+        head_width=hidden // heads,
+        max_positions=_positions(model),
+    )
+    return Anatomy(
+        model=model,
+        decoder=model,
+        layers=tuple(layers),
+        layers_path=layers_path,
+        final_norm=norm,
+        final_norm_path=None if norm is None else next(n for n, m in model.named_modules() if m is norm),
+        head=None,
+        head_path="",
+        sites=sites,
+        shape=shape,
+        causal=False,
+        first_position=_first_position(model),
+    )
+
+
+def _first_position(model: nn.Module) -> int:
+    """RoBERTa and its kin number positions from behind the padding token's id on."""
+    embeddings = getattr(model, "embeddings", None)
+    counted = hasattr(type(embeddings), "create_position_ids_from_input_ids")
+    return int(embeddings.padding_idx) + 1 if counted and embeddings is not None else 0
+
+
+def _positions(model: nn.Module) -> int | None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else limit - _first_position(model)
 
 
 def _count(modules: Iterable[nn.Module]) -> int:
@@ -216,6 +317,8 @@ def _role(path: str) -> str | None:
     *parents, leaf = path.split(".")
     inside = ".".join(parents)
     in_attention = "attn" in inside or "attention" in inside
+    if leaf == "dense" and not in_attention:
+        return next((f"mlp.{role}" for role, names in _MLP_PARENTS.items() if parents[-1:] == [*names]), None)
     table, part = (_ATTENTION_NAMES, "attention") if in_attention else (_MLP_NAMES, "mlp")
     return next((f"{part}.{role}" for role, leaves in table.items() if leaf in leaves), None)
 

@@ -4,7 +4,11 @@ A batch is one flat row of T tokens (see `engine/forest.py`). Token q may look a
 
     k <= q < end[k]        and, in layers with a sliding window w, position[q] - position[k] < w
 
-That comparison is causality, packing without contamination and prefix sharing in one. Computing it as one [T, T]
+That comparison is causality, packing without contamination and prefix sharing in one. In an encoder it is
+
+    begin[k] <= q < end[k]                 and, with a window, |position[q] - position[k]| < w
+
+where [begin, end) are the rows of k's own text. Computing it as one [T, T]
 matrix would waste most of the work, so the rows are cut into blocks: each block of query rows meets only the keys
 that at least one of its rows can see.
 
@@ -16,7 +20,7 @@ Shapes: B sequences, T rows, H query heads, K key/value heads (H a multiple of K
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,11 +49,13 @@ class Block:
 
 @dataclass
 class Visibility:
-    """Who sees whom in one forest: `end` and `position`, both int64 [T]. Blocks are made once for each window."""
+    """Who sees whom in one forest: `end` and `position`, both int64 [T]; in an encoder also `begin`. Blocks are made
+    once for each window."""
 
     end: np.ndarray
     position: np.ndarray
     device: torch.device
+    begin: np.ndarray | None = None
     _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
     _bias: dict[tuple[int | None, int, torch.dtype, int], list[torch.Tensor]] = field(default_factory=dict)
 
@@ -76,7 +82,7 @@ class Visibility:
         return torch.cat([prefix_visible(position, prefix, window), block.visible], dim=1)
 
     def _block(self, start: int, stop: int, window: int | None) -> Block:
-        candidates, visible = keys_of(self.end, self.position, start, stop, window)
+        candidates, visible = keys_of(self.end, self.position, start, stop, window, self.begin)
         first, last = int(candidates[0]), int(candidates[-1])
         contiguous = last - first + 1 == len(candidates)
         keys = slice(first, last + 1) if contiguous else torch.from_numpy(candidates).to(self.device)
@@ -131,13 +137,14 @@ def forest_attention(
     gives [1, T, H, D]. Outside a forest it is torch's scaled dot-product attention."""
     state: AttentionState | None = getattr(module, "heptune_attention", None)
     if state is not None and state.record is not None:
-        state.record[module.layer_idx] = (key[0], value[0])
-    prefix = state.prefix[module.layer_idx] if state is not None and state.prefix is not None else None
+        state.record[module.heptune_layer] = (key[0], value[0])
+    prefix = state.prefix[module.heptune_layer] if state is not None and state.prefix is not None else None
     window = sliding_window or None
     if state is None or state.visibility is None:
         if state is not None and state.position is not None and prefix is not None:
             seen = prefix_visible(state.position, prefix[0].shape[1], window)
-            key, value, attention_mask = _before_sequence(query, key, value, attention_mask, prefix, seen)
+            causal = getattr(module, "is_causal", True)
+            key, value, attention_mask = _before_sequence(query, key, value, attention_mask, prefix, seen, causal)
         if softcap is not None:  # torch's own attention has none
             return _softcapped(query, key, value, attention_mask, scaling, softcap), None
         return sdpa_attention_forward(
@@ -161,13 +168,15 @@ def _before_sequence(
     mask: torch.Tensor | None,
     prefix: KeyValue,
     seen: torch.Tensor,
+    causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """An ordinary call's keys, values and mask with the prefix in front; `seen` [B or 1, T, P] says who sees it. The
     mask is [B or 1, 1, T, P + keys]."""
     batch, _, rows, _ = query.shape
     keys = key.shape[2]
-    if mask is None:  # transformers leaves a plainly causal mask out
-        mask = torch.ones(1, 1, rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
+    if mask is None:  # transformers leaves a plainly causal mask out, and an encoder's that hides nothing
+        mask = torch.ones(1, 1, rows, keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril(keys - rows) if causal else mask
     elif mask.dtype != torch.bool:
         mask = mask == 0
     masks = max(len(mask), len(seen))
@@ -248,8 +257,11 @@ def register() -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
-def install(model: torch.nn.Module) -> AttentionState | None:
-    """Switches a model to forest attention; None when its architecture does not go through transformers' interface."""
+def install(model: torch.nn.Module, layers: Sequence[torch.nn.Module] = ()) -> AttentionState | None:
+    """Switches a model to forest attention; None when its architecture does not go through transformers' interface.
+
+    Attention modules know which layer they are in, but for some encoders': those are found in `layers`.
+    """
     register()
     before = model.config._attn_implementation
     try:
@@ -261,9 +273,12 @@ def install(model: torch.nn.Module) -> AttentionState | None:
         return None
     # A second call shares the first one's state, so that both callers' forests are attended to.
     state = shared_state(model) or AttentionState()
-    for module in model.modules():
-        if getattr(module, "layer_idx", None) is not None:
-            module.heptune_attention = state
+    numbered = [(getattr(module, "layer_idx", None), module) for module in model.modules()]
+    if all(number is None for number, _ in numbered):
+        numbered = [(number, module) for number, layer in enumerate(layers) for module in layer.modules()]
+    for number, module in numbered:
+        if number is not None:
+            module.heptune_attention, module.heptune_layer = state, number
     return state
 
 

@@ -30,15 +30,22 @@ def cuts(position: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def keys_of(
-    end: np.ndarray, position: np.ndarray, start: int, stop: int, window: int | None
+    end: np.ndarray,
+    position: np.ndarray,
+    start: int,
+    stop: int,
+    window: int | None,
+    begin: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows whose keys at least one of the query rows [start, stop) sees: int64 [k], and who sees which, bool
-    [stop - start, k]."""
-    candidates = np.flatnonzero(end[:stop] > start)
+    [stop - start, k]. Row k is seen by the rows from begin[k] (None: from k itself on) to end[k] - 1."""
+    first = np.arange(len(end)) if begin is None else begin
+    candidates = np.flatnonzero((first < stop) & (end > start))
     query = np.arange(start, stop)[:, None]
-    visible = (candidates[None] <= query) & (query < end[candidates][None])
+    visible = (first[candidates][None] <= query) & (query < end[candidates][None])
     if window is not None:
-        visible &= position[start:stop, None] - position[candidates][None] < window
+        distance = position[start:stop, None] - position[candidates][None]
+        visible &= (distance if begin is None else np.abs(distance)) < window
         seen = visible.any(0)
         candidates, visible = candidates[seen], visible[:, seen]
     return candidates, visible

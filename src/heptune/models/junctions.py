@@ -5,6 +5,7 @@ leaves it, a layer with input x and output y computes
 
     one after the other     r = x, then r = x + h_attention, then y = r + h_mlp
     side by side            r = x for both, and y = x + h_attention + h_mlp    (GPT-NeoX, Phi, Cohere)
+    norm behind the sum     r = x, then r = norm(x + h_attention), then y = norm(r + h_mlp)    (BERT and its kin)
 
 A chain begins with the norm before the sublayer, if there is one, and ends with the norm behind it, if there is one
 (GLM-4, Gemma 3, OLMo 2). Which modules those are is not looked up by name: a few tokens run through the model, and
@@ -58,6 +59,10 @@ def junctions(anatomy: Anatomy) -> tuple[Junction, ...]:
     """
     found: list[Junction] = []
     for layer, calls in enumerate(_probe(anatomy)):
+        behind = None if anatomy.causal else _norm_behind(anatomy, layer)
+        if behind is not None:
+            found += behind
+            continue
         *children, whole = calls
         chains = _chains(children)
         named = {_sublayer(anatomy, chain): chain for chain in chains}
@@ -72,6 +77,41 @@ def junctions(anatomy: Anatomy) -> tuple[Junction, ...]:
             raise _refusal(anatomy, layer, "the sums differ from what it computes")
         found += [Junction(layer, part, named[part][0].path, named[part][-1].path) for part in SUBLAYERS]
     return tuple(found)
+
+
+@torch.no_grad()
+def _norm_behind(anatomy: Anatomy, layer: int) -> list[Junction] | None:
+    """Both junctions of a layer that normalises its sums; None where it does not. h leaves the sites attention.o and
+    mlp.down; the layer itself reads the first r, and mlp.up the second."""
+    own = {site.role: site.path for site in anatomy.sites if site.layer == layer}
+    if not {"attention.o", "mlp.up", "mlp.down"} <= own.keys():
+        return None
+    places = {"layer": f"{anatomy.layers_path}.{layer}", **own}
+    norms = {n: m for n, m in anatomy.layers[layer].named_modules() if isinstance(m, nn.LayerNorm)}
+    calls: list[_Call] = []
+    handles = [
+        module.register_forward_hook(_recorder(name, calls), with_kwargs=True)
+        for name, module in [*((n, anatomy.model.get_submodule(p)) for n, p in places.items()), *norms.items()]
+    ]
+    try:
+        with _evaluating(anatomy.model):
+            anatomy.states(input_ids=_few_tokens(anatomy))
+    finally:
+        for handle in handles:
+            handle.remove()
+    at = {call.path: call for call in calls}
+    pairs = ((at["layer"].read, at["attention.o"].gave), (at["mlp.up"].read, at["mlp.down"].gave))
+    sums = [at[name].read for name in norms if name in at]
+    if not all(any(_is_sum(total, r, h) for total in sums) for r, h in pairs):
+        return None
+    entries = (places["layer"], own["mlp.up"])
+    exits = (own["attention.o"], own["mlp.down"])
+    return [Junction(layer, part, a, b) for part, a, b in zip(SUBLAYERS, entries, exits, strict=True)]
+
+
+def _few_tokens(anatomy: Anatomy) -> torch.Tensor:
+    device = next(anatomy.model.parameters()).device
+    return torch.tensor([[(7919 * i + 11) % anatomy.shape.vocabulary for i in range(6)]], device=device)
 
 
 def insert(
@@ -113,11 +153,9 @@ def _probe(anatomy: Anatomy) -> list[list[_Call]]:
     for path, layer in zip(layers, anatomy.layers, strict=True):
         for name, module in [(path, layer), *((f"{path}.{n}", child) for n, child in layer.named_children())]:
             handles.append(module.register_forward_hook(_recorder(name, calls.setdefault(path, [])), with_kwargs=True))
-    device = next(anatomy.model.parameters()).device
-    tokens = torch.tensor([[(7919 * i + 11) % anatomy.shape.vocabulary for i in range(6)]], device=device)
     try:
         with _evaluating(anatomy.model):
-            anatomy.decoder(input_ids=tokens, use_cache=False)
+            anatomy.states(input_ids=_few_tokens(anatomy))
     finally:
         for handle in handles:
             handle.remove()

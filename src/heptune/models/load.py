@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -24,7 +31,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from heptune.core.errors import BaseModelError
 from heptune.core.events import Listener, Note, ignore
 from heptune.core.registry import nearest
-from heptune.models.embedded import EMBEDDED, fetch, offline_switch, source_of
+from heptune.models.anatomy import ENCODERS
+from heptune.models.embedded import DEFAULT, EMBEDDED, fetch, offline_switch, source_of
 from heptune.models.gguf_file import read_gguf
 from heptune.models.quiet import quiet
 
@@ -218,9 +226,10 @@ def _load_folder(
     _check_weights(folder, where)
     mark = fingerprint(folder)
     tokenizer = _tokenizer(folder, where)
+    both_ways = _is_encoder(folder)
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = (AutoModel if both_ways else AutoModelForCausalLM).from_pretrained(
                 folder,
                 dtype=dtype,
                 trust_remote_code=False,
@@ -230,9 +239,12 @@ def _load_folder(
             )
     except Exception as problem:
         raise BaseModelError(
-            f"transformers {transformers_version} cannot load {where} as a causal language model: "
-            f"{_first_line(problem)}"
+            f"transformers {transformers_version} cannot load {where} as "
+            f"{'an encoder' if both_ways else 'a causal language model'}: {_first_line(problem)}"
         ) from problem
+    if both_ways and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # a layer that only next-sentence prediction trained, where a checkpoint has it at all
+        info["missing_keys"] = {name for name in info["missing_keys"] if not name.startswith("pooler.")}
     if missing := sorted(info["missing_keys"]):
         raise BaseModelError(
             f"{where} has no weights for {len(missing)} parameters of {type(model).__name__} ({_some(missing)}); they "
@@ -289,17 +301,34 @@ def _check_config(folder: Path, where: str) -> None:
 
 
 def _check_causal(kind: str, architectures: list[str], where: str) -> None:
-    """`kind` alone does not tell: transformers has a causal variant of BERT, too, whose head no BERT file holds."""
+    """`kind` alone does not tell: transformers has a causal variant of BERT, too, whose head no BERT file holds. An
+    encoder is let through: it can be tuned with a linear head."""
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     ours = {causal} if isinstance(causal, str) else set(causal or ())
     plain = [x for x in architectures if x.endswith(("ForCausalLM", "LMHeadModel"))]
-    if ours and (not architectures or plain or ours & set(architectures)):
+    if kind in ENCODERS or (ours and (not architectures or plain or ours & set(architectures))):
         return
     what = f"{kind} model" + (f" ({', '.join(architectures)})" if architectures else "")
     raise BaseModelError(
         f"{where} is a {what}, not a causal language model: it has no head that predicts the next token from those "
-        f"before it; needed is an architecture that ends with ForCausalLM or LMHeadModel, like {sorted(EMBEDDED)[0]}"
+        f"before it; needed is an architecture that ends with ForCausalLM or LMHeadModel, like {DEFAULT}, or an "
+        f"encoder ({', '.join(sorted(ENCODERS))})"
     )
+
+
+def _is_encoder(folder: Path) -> bool:
+    """Whether the model in a folder reads a text both ways: an encoder's type, and no causal head on it."""
+    return _both_ways(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def reads_both_ways(name: str, *, listener: Listener = ignore) -> bool:
+    """Whether the base called `name` is an encoder; no weights are read. Raises `BaseModelError` as `load_base`."""
+    return _both_ways(read_config(name, listener=listener))
+
+
+def _both_ways(config: dict[str, Any]) -> bool:
+    heads = [x for x in config.get("architectures") or [] if x.endswith(("ForCausalLM", "LMHeadModel"))]
+    return config.get("model_type") in ENCODERS and not config.get("is_decoder") and not heads
 
 
 def _check_weights(folder: Path, where: str) -> None:
@@ -389,7 +418,7 @@ def _snapshot(name: str, patterns: list[str], revision: str | None = None) -> Pa
         cause = f"{switch} is set, which forbids asking the hub" if switch else "the hub could not be reached"
         raise BaseModelError(
             f"there is no folder {name}, {name} is not in the hub's cache on this machine, and {cause}; "
-            f"{'unset it' if switch else 'go online'} to download it once, or use {sorted(EMBEDDED)[0]} "
+            f"{'unset it' if switch else 'go online'} to download it once, or use {DEFAULT} "
             "or a local folder"
         ) from problem
     except Exception as problem:

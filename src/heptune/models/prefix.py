@@ -60,7 +60,8 @@ class KeyValuePrefix:
             cache = kwargs.get("past_key_values")
             past = 0 if cache is None else int(cache.get_seq_length())
             position = torch.arange(past, past + rows.shape[1], device=rows.device)[None]
-        self.state.position = position
+            position = position + self.anatomy.first_position
+        self.state.position = position - self.anatomy.first_position
         return args, {**kwargs, "position_ids": position + self.length}
 
 
@@ -75,7 +76,7 @@ def record(anatomy: Anatomy, ids: torch.Tensor) -> torch.Tensor:
 def _record(anatomy: Anatomy, state: AttentionState, ids: torch.Tensor) -> torch.Tensor:
     before, state.record = state.record, {}
     try:
-        anatomy.decoder(input_ids=ids[None], use_cache=False)
+        anatomy.states(input_ids=ids[None])
         found = state.record
     finally:
         state.record = before
@@ -94,7 +95,7 @@ def _state(anatomy: Anatomy) -> AttentionState:
     proven = known is not None and known.takes_prefixes
     own = model.config._attn_implementation
     want = _plain(anatomy) if can_shift and not proven else None  # ahead of install: the own attention may differ
-    state = install(model) if can_shift else None
+    state = install(model, anatomy.layers) if can_shift else None
     if state is None:
         raise TechniqueError(
             f"{name} does not go through transformers' attention interface or takes no positions, so nothing can be "
@@ -122,7 +123,15 @@ def _probe(anatomy: Anatomy) -> torch.Tensor:
 @torch.no_grad()
 def _plain(anatomy: Anatomy) -> torch.Tensor:
     """What the model says behind the probe's first words."""
-    return anatomy.model(input_ids=_probe(anatomy)[None], use_cache=False).logits[0, _PROBE_PREFIX:]
+    return _said(anatomy, input_ids=_probe(anatomy)[None])[_PROBE_PREFIX:]
+
+
+def _said(anatomy: Anatomy, **inputs: torch.Tensor) -> torch.Tensor:
+    """A causal model's logits, an encoder's hidden states: [T, ...]."""
+    if not anatomy.causal:
+        return anatomy.states(**inputs)[0]
+    found: torch.Tensor = anatomy.model(**inputs, use_cache=False).logits[0]
+    return found
 
 
 @torch.no_grad()
@@ -131,11 +140,13 @@ def _agrees(anatomy: Anatomy, state: AttentionState, want: torch.Tensor) -> bool
     shape, probe = anatomy.shape, _probe(anatomy)
     position = torch.arange(_PROBE_PREFIX, len(probe), device=probe.device)[None]
     try:
-        found = _record(anatomy, state, probe[:_PROBE_PREFIX])
+        # In an encoder the first words' keys and values depend on the words behind them.
+        found = _record(anatomy, state, probe)[:, :, :_PROBE_PREFIX]
         if found.shape != (2 * shape.layers, shape.kv_heads, _PROBE_PREFIX, shape.head_width):
             return False
         state.prefix, state.position = _by_layer(found), position - _PROBE_PREFIX
-        got = anatomy.model(input_ids=probe[None, _PROBE_PREFIX:], position_ids=position, use_cache=False).logits[0]
+        position = position + anatomy.first_position
+        got = _said(anatomy, input_ids=probe[None, _PROBE_PREFIX:], position_ids=position)
     except (RuntimeError, LookupError, TypeError, ValueError):
         return False
     finally:

@@ -23,7 +23,8 @@ Vectors = Callable[[], torch.Tensor]
 class VirtualTokens:
     """Virtual tokens inside a model, until they are removed: `front` before every sequence, `inner` before its answer.
 
-    Where there are inner ones an ordinary call cannot know their place: it must bring all of them among its ids.
+    Where there are inner ones an ordinary call cannot know their place, and in an encoder what stands in front sees the
+    text behind it: there a call must bring all of them among its ids.
     """
 
     def __init__(self, anatomy: Anatomy, front: int, inner: int, vectors: Vectors) -> None:
@@ -36,7 +37,9 @@ class VirtualTokens:
             embedding.register_forward_hook(self._after_embedding),
         ]
         self._ids = -1 - torch.arange(front, device=embedding.weight.device)
-        self._prefix = KeyValuePrefix(anatomy, front, self._keys_and_values) if front and not inner else None
+        self._prefix = (
+            KeyValuePrefix(anatomy, front, self._keys_and_values) if front and not inner and anatomy.causal else None
+        )
         anatomy.placement.front, anatomy.placement.inner = front, inner
 
     def remove(self) -> None:

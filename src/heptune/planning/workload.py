@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from heptune import tasks
+from heptune.core.errors import TechniqueError
 from heptune.core.events import ignore
 from heptune.core.registry import unknown
 from heptune.data.parts import DataParts
@@ -149,6 +150,10 @@ def of_data(
     task: tasks.Task, parts: DataParts, template: ChatTemplate | None, settings: Settings, where: str
 ) -> Workload:
     """The workload of a data set, with the base's own template; without one lengths are estimated."""
+    if getattr(task, "classes", 0):
+        raise TechniqueError(
+            f"costs of {task.name} are not predicted: the planner knows trainings in words, not yet linear heads"
+        )
     found = template or EstimatedTemplate()
     limit = min(settings.validation_limit, len(parts.validation))
     chosen = sample(parts.validation, range(len(parts.validation)), max(1, limit), settings.seed)
@@ -292,6 +297,11 @@ class EstimatedTemplate:
         data = text.encode("utf-8")
         pieces = (data[i : i + CHARACTERS_PER_TOKEN] for i in range(0, len(data), CHARACTERS_PER_TOKEN))
         return [_TURN_TOKENS + zlib.crc32(piece) for piece in pieces]
+
+    def document(self, text: str, max_length: int) -> tuple[list[int], int]:
+        """A plain text's tokens, and how many the limit cut off."""
+        tokens = self.encode(text)
+        return tokens[:max_length], max(0, len(tokens) - max_length)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The turns up to where the assistant begins to speak."""

@@ -25,7 +25,6 @@ from heptune.racing.forecast import PLANNED_SHARE, Forecast, forecast
 from heptune.racing.ladder import SHARES, full_trainings, rungs
 from heptune.racing.race import Race, require_free
 from heptune.tasks.example import Example
-from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
 from heptune.tuning import training
@@ -112,7 +111,7 @@ def enter(
     again = time.monotonic()
     base = load_base(base_name, listener=_silent)
     loaded_s = time.monotonic() - again
-    template = ChatTemplate(base.tokenizer)
+    template = bases.template_of(base)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
     field = candidates(fitting, terms.rates, problem.task.words if terms.words else "")
     facts = forecast(base, loaded_s, field, problem, examples, settings, terms.test_limit, terms.width, listener)

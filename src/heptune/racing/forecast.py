@@ -31,7 +31,6 @@ from heptune.scoring.exams import validation
 from heptune.scoring.score import Scorer
 from heptune.scoring.shots import REFERENCE
 from heptune.tasks.example import Example
-from heptune.tasks.template import ChatTemplate
 from heptune.tuning import base as bases
 from heptune.tuning.problem import Problem
 from heptune.tuning.training import SCORING_ROWS
@@ -134,7 +133,7 @@ def forecast(
     cores = torch.get_num_threads()
     anatomy = dissect(base.model)
     kinds = {c.technique.name: c.technique for c in field}
-    template = ChatTemplate(base.tokenizer)
+    template = bases.template_of(base)
     estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
     plans: dict[str, dict[str, Any]] = {}
     problems: list[str] = []

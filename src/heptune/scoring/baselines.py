@@ -46,6 +46,48 @@ def tfidf(train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequen
     return [str(label) for label in model.predict(vectorizer.transform(texts))]
 
 
+def linear(states: np.ndarray, truth: np.ndarray, asked: np.ndarray, *, several: bool = False) -> np.ndarray:
+    """What logistic regression on features says: bool [n, labels]. `states` [m, d], `truth` bool [m, labels], `asked`
+    [n, d]. Features are scaled to one deviation. With `several` each label has a regression of its own; one that all
+    training texts have, or none, is answered so."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    return _regression(scaler.fit_transform(states), truth, scaler.transform(asked), several)
+
+
+def tfidf_linear(
+    train_texts: Sequence[str], truth: np.ndarray, texts: Sequence[str], *, several: bool = False
+) -> np.ndarray:
+    """The same on TF-IDF weights of words and word pairs."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    analyze = vectorizer.build_analyzer()
+    if not any(analyze(text) for text in train_texts):
+        return np.repeat(_most_common(truth, several)[None], len(texts), axis=0)
+    return _regression(vectorizer.fit_transform(train_texts), truth, vectorizer.transform(texts), several)
+
+
+def _regression(known: Any, truth: np.ndarray, asked: Any, several: bool) -> np.ndarray:
+    from sklearn.linear_model import LogisticRegression
+
+    def answers(target: np.ndarray) -> np.ndarray:
+        if len(set(target.tolist())) < 2:
+            return np.repeat(target[:1], asked.shape[0])
+        model = LogisticRegression(max_iter=1000, random_state=0)
+        return np.asarray(model.fit(known, target).predict(asked))
+
+    if several:
+        return np.stack([answers(column) for column in truth.T], axis=1)
+    return np.eye(truth.shape[1], dtype=bool)[answers(truth.argmax(1))]
+
+
+def _most_common(truth: np.ndarray, several: bool) -> np.ndarray:
+    share = truth.mean(0)
+    return share > 0.5 if several else np.arange(len(share)) == share.argmax()
+
+
 def nearest(train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]) -> list[str]:
     """Predictions for `texts`: the label of the most similar training texts, by cosine similarity of TF-IDF weights.
 

@@ -127,6 +127,31 @@ def macro_f1_interval(
     return bootstrap(statistic, true, said, resamples=resamples, seed=seed, level=level)
 
 
+def f1_interval(
+    truth: NDArray[Any],
+    said: NDArray[Any],
+    average: str,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """F1 of texts with labels, with its bootstrap interval over texts: `truth` and `said` bool [N, labels].
+
+    `average`: 'micro' counts all labels together, 'macro' is the mean over labels that occur in truth or answers.
+    """
+    hits, mentions = (truth & said).astype(float), truth.astype(float) + said.astype(float)
+
+    def statistic(index: NDArray[Any], axis: int) -> NDArray[Any]:
+        twice, named = 2 * hits[index].sum(axis - 1), mentions[index].sum(axis - 1)
+        if average == "micro":
+            twice, named = twice.sum(-1, keepdims=True), named.sum(-1, keepdims=True)
+        present = (named > 0).sum(-1)
+        return np.asarray((twice / np.maximum(named, 1)).sum(-1) / np.maximum(present, 1))
+
+    return bootstrap(statistic, np.arange(len(truth)), resamples=resamples, seed=seed, level=level)
+
+
 def confusion(truth: Sequence[str], prediction: Sequence[str], labels: Sequence[str]) -> NDArray[np.int64]:
     """How often each true label (row) was answered with each label (column), [labels, labels]."""
     from sklearn.metrics import confusion_matrix

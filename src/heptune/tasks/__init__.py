@@ -12,6 +12,7 @@ from heptune.data.record import Record
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.label import Label
 from heptune.tasks.options import AS_IT_IS
 from heptune.tasks.options import TaskOptions as TaskOptions
 from heptune.tasks.template import ChatTemplate
@@ -49,7 +50,7 @@ class Task(Protocol):
         """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Label)}
 
 
 def names() -> list[str]:
@@ -69,12 +70,19 @@ def from_json(values: dict[str, Any]) -> Task:
     return get(values["name"]).from_json(values)
 
 
-def choose(kind: str) -> str:
-    """The name of the task for data of one kind (`Record.kind`). Raises DataError when none can learn it."""
-    for task in _TASKS.values():
+def has_head(name: str) -> bool:
+    """Whether the task of that name uses a linear head instead of words: an encoder can learn no other."""
+    return hasattr(get(name), "classes")
+
+
+def choose(kind: str, words: bool = True) -> str:
+    """The name of the task for data of one kind (`Record.kind`): one that is answered in `words` where there is one, or
+    else (an encoder has none) with a linear head. Raises DataError when none can learn it."""
+    able = [task for task in _TASKS.values() if words or has_head(task.name)]
+    for task in able:
         if kind in task.kinds:
             return task.name
-    learnable = ", ".join(f"{known} (task {task.name})" for task in _TASKS.values() for known in task.kinds)
+    learnable = ", ".join(f"{known} (task {task.name})" for task in able for known in task.kinds)
     raise DataError(
         f"the data is {kind}: it has no replies or labels to learn; what can be learned is {learnable}; "
         "name the columns that hold the text and its label, or the prompt and its reply"

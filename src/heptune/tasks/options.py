@@ -10,8 +10,8 @@ from heptune.core.errors import UsageError
 
 _CHOICES = {
     "replies": ("all", "last"),
-    "task_head": ("words", "linear"),
     "class_weights": ("none", "balanced"),
+    "pooling": ("last", "first", "mean"),
 }
 
 
@@ -27,12 +27,11 @@ class TaskOptions:
     instruction: str | None = _choice(None, "Stands before every text or question; each task has its own words.")
     system: str | None = _choice(None, "System message of conversations that have none of their own (chat).")
     replies: str = _choice("all", "Learn all of the assistant's turns of a conversation, or the last one (chat).")
-    task_head: str | None = _choice(
+    class_weights: str = _choice("none", "balanced: every label weighs the same, however many examples it has (label).")
+    pooling: str | None = _choice(
         None,
-        "Answer in the model's own words (words), or with a linear layer on its hidden states (linear), which encoders "
-        "need (classify, extract).",
+        "Which hidden state tells the label: of the last token (decoders), the first, or the mean (encoders) (label).",
     )
-    class_weights: str = _choice("none", "Weigh labels alike whatever their number: balanced (classify, linear head).")
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():

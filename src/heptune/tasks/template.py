@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import jinja2
 
@@ -120,6 +120,11 @@ class ChatTemplate:
     def encode(self, text: str) -> list[int]:
         """The tokens of a plain text, without the template and without special tokens."""
         return self._ids(text)
+
+    def document(self, text: str, max_length: int) -> tuple[list[int], int]:
+        """A plain text as the base reads one, without the template: its tokens, and how many the limit cut off."""
+        tokens = [*([] if self._bos is None else [self._bos]), *self._ids(text)]
+        return tokens[:max_length], max(0, len(tokens) - max_length)
 
     # ---- text
 
@@ -253,6 +258,46 @@ class ChatTemplate:
         following = self._render(turns, generate=False).rpartition(_PROBE)[2].lstrip()
         stops |= {i for i in self._ids(following)[:1] if i in added}
         return end, tuple(sorted(stops))
+
+
+class PlainText:
+    """What tasks with a linear head ask of `ChatTemplate`, for a base that does not speak: an encoder."""
+
+    text = ""
+    is_default = False
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._lead, self._end = _surroundings(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text without special tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def document(self, text: str, max_length: int) -> tuple[list[int], int]:
+        """A text between the special tokens that the encoder was trained with ([CLS] ... [SEP]); what the limit cut
+        off is counted."""
+        own = self.encode(text)
+        room = max_length - len(self._lead) - len(self._end)
+        return [*self._lead, *own[:room], *self._end], max(0, len(own) - room)
+
+    @property
+    def prompt(self) -> NoReturn:
+        """Nothing is asked of an encoder in words."""
+        raise BaseModelError(
+            "this base is an encoder: it reads texts and cannot answer in words. With a linear head it can learn label "
+            "(classes of a text) and tag (entities): choose --task label or --task tag, or another base"
+        )
+
+    reply = conversation = prompt
+
+
+def _surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens before and behind a single text."""
+    inner = tokenizer.encode(_PROBE, add_special_tokens=False)
+    whole = tokenizer.encode(_PROBE)
+    start = next((i for i in range(len(whole)) if whole[i : i + len(inner)] == inner), 0)
+    return whole[:start], whole[start + len(inner) :]
 
 
 def _reply_places(messages: Sequence[Message]) -> list[int]:

@@ -66,7 +66,7 @@ class Freeze:
         """Unfreezes the last `layers` layers, the final norm, and the head if chosen."""
         self._check(anatomy.shape)
         modules = [*anatomy.layers[-self.layers :], *([anatomy.final_norm] if anatomy.final_norm is not None else [])]
-        modules += [anatomy.head] if self.head else []
+        modules += [anatomy.output_head[1]] if self.head else []
         return TrainedWeights(self, anatomy, (p for m in modules for p in m.parameters()), keep_originals=True)
 
     def cost(self, shape: ModelShape) -> Cost:

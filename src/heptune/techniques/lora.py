@@ -266,8 +266,9 @@ class AttachedLora:
             self.modules[site.path] = module
         self.head: nn.Module | None = None
         if own_head:
-            self.head = copy.deepcopy(anatomy.head).requires_grad_(True)
-            anatomy.model.set_submodule(anatomy.head_path, self.head)
+            path, head = anatomy.output_head
+            self.head = copy.deepcopy(head).requires_grad_(True)
+            anatomy.model.set_submodule(path, self.head)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -276,7 +277,7 @@ class AttachedLora:
         found = {_lora_peft.name(path, part): getattr(m, part) for path, m in self.modules.items() for part in parts}
         if self.head is not None:
             head = self.head.named_parameters()
-            found |= {_lora_peft.name(self.anatomy.head_path, part): parameter for part, parameter in head}
+            found |= {_lora_peft.name(self.anatomy.output_head[0], part): parameter for part, parameter in head}
         return found
 
     def begin_step(self, seed: int | None) -> None:
@@ -329,7 +330,7 @@ class AttachedLora:
         for path, module in self.modules.items():
             self.anatomy.model.set_submodule(path, module.base)
         if self.head is not None:
-            self.anatomy.model.set_submodule(self.anatomy.head_path, self.anatomy.head)
+            self.anatomy.model.set_submodule(*self.anatomy.output_head)
         self.modules, self.head = {}, None
 
 

@@ -13,9 +13,10 @@ import transformers
 from heptune.core.errors import RunError, UsageError
 from heptune.core.events import Listener
 from heptune.engine.settings import Settings
-from heptune.models.anatomy import Anatomy
+from heptune.models.anatomy import Anatomy, is_encoder
 from heptune.models.load import Base, load_base
 from heptune.models.quantization import quantize, require_library
+from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
 
 
@@ -38,6 +39,14 @@ def load_again(manifest: dict[str, Any], technique: Technique | type[Technique],
 def dtype(capabilities: frozenset[str]) -> torch.dtype | None:
     """Weights that are trained themselves are float32 everywhere: small updates vanish in bfloat16."""
     return torch.float32 if "trains_base" in capabilities else None
+
+
+def template_of(base: Base, text: str | None = None) -> ChatTemplate:
+    """How this base reads and speaks: its chat template (or `text`, the one that a run froze); an encoder's stand-in,
+    which serves tasks with a linear head and refuses the others."""
+    if is_encoder(base.model.config):
+        return PlainText(base.tokenizer)  # type: ignore[return-value]
+    return ChatTemplate(base.tokenizer, text)
 
 
 def described(name: str, loaded: Base) -> dict[str, Any]:

@@ -32,11 +32,12 @@ def pose(
     posed: TaskOptions,
     seed: int,
     listener: Listener,
+    words: bool = True,
 ) -> Problem:
-    """Reads a data set and finds its task, or poses the one that is named, as `posed` says. Test examples that also
-    stand in the training part are told."""
+    """Reads a data set and finds its task, or poses the one that is named, as `posed` says. `words`: whether the base
+    can answer in words. Test examples that also stand in the training part are told."""
     files = read_files(data, options, listener)
-    name = task or tasks.choose(files.train.kind)
+    name = task or tasks.choose(files.train.kind, words)
     parts = files.cut(options, seed)
     goal = tasks.pose(name, parts.train, posed)
     exam = exam_of(goal)

@@ -16,17 +16,19 @@ from heptune.core.errors import HeptuneError, RunError
 from heptune.core.events import Event, Listener, Note, Progress
 from heptune.data.record import Record
 from heptune.data.splits import sample
+from heptune.engine import checkpoint
 from heptune.engine.artifact import keep
 from heptune.engine.forward import Forward, require_positions
+from heptune.engine.headed import Headed
 from heptune.engine.loop import Outcome, Training, Validation, batches_of, steps_in_time
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
 from heptune.runs.run import EventLog, Run
 from heptune.scoring.exams import validation
-from heptune.scoring.score import Scorer
-from heptune.tasks.template import ChatTemplate
-from heptune.techniques._contract import Technique
+from heptune.scoring.probe import start_from_probe
+from heptune.scoring.score import Scorer, readout_of
+from heptune.techniques._contract import Attached, Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
 from heptune.tuning.prediction import predicted
@@ -50,7 +52,7 @@ def begin(
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
     validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
-    template = ChatTemplate(base.tokenizer)
+    template = bases.template_of(base)
     if template.is_default:
         text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
         listener(Note(text, "warning"))
@@ -103,7 +105,7 @@ def train(
     """Trains a run that has begun, from its newest checkpoint. Its status is 'finished', 'interrupted' or 'paused'."""
     log = EventLog(run.folder / "events.jsonl")
     settings = Settings(**run.manifest["settings"])
-    template = ChatTemplate(base.tokenizer, run.manifest["template"])
+    template = bases.template_of(base, run.manifest["template"])
 
     def tell(event: Event) -> None:
         if not isinstance(event, Progress):
@@ -117,9 +119,11 @@ def train(
             run.update(predicted=predicted(base.name, anatomy, technique, problem, template, settings, listener))
         bases.quantize_where_asked(anatomy, technique, settings, listener)
         forward = Forward(anatomy, settings.recompute, tell)
-        attached = technique.attach(anatomy, settings.seed, template.encode)
+        attached = with_head(technique.attach(anatomy, settings.seed, template.encode), forward, problem.task, settings)
         require_positions(anatomy, examples)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
+        if forward.readout is not None and not checkpoint.exist(run.folder):
+            start_from_probe(forward.readout, scorer, examples, settings.seed, tell)
         judge = _judge(problem, scorer, settings, run.manifest, listener)
         steps = run.manifest.get("steps")
         if steps is None:
@@ -155,6 +159,12 @@ def train(
         artifact = keep(run.folder, attached, base.name, outcome.state.best_step, outcome.state.step)
         run.update(status="finished", result=_result(outcome, artifact))
     return run
+
+
+def with_head(attached: Attached, forward: Forward, task: tasks.Task, settings: Settings) -> Attached:
+    """What is trained: the technique, and the linear head of a task that has one."""
+    forward.readout = readout_of(task, forward.anatomy, settings.seed)
+    return attached if forward.readout is None else Headed(attached, forward.readout)
 
 
 def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:

@@ -11,16 +11,19 @@ import transformers
 
 from heptune import tasks, techniques
 from heptune.core.errors import RunError
-from heptune.core.events import Listener
+from heptune.core.events import Listener, ignore
 from heptune.data.record import Message, Record
+from heptune.engine import headed
 from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
+from heptune.scoring.exams.label import label_log_p
 from heptune.scoring.generate import Sampling, reply
-from heptune.scoring.score import Scorer, normalised
+from heptune.scoring.score import Scorer, normalised, readout_of
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
+from heptune.tasks.label import Label
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -31,6 +34,7 @@ from heptune.tuning.training import SCORING_ROWS
 class Bare:
     """A run's base before its artifact is on it, and what is needed to score it."""
 
+    task: tasks.Task
     technique: type[Technique]
     settings: Settings
     anatomy: Anatomy
@@ -44,14 +48,18 @@ class Bare:
         base = bases.load_again(run.manifest, technique, listener)
         settings = Settings(**run.manifest["settings"])
         anatomy = dissect(base.model)
-        template = ChatTemplate(base.tokenizer, run.manifest["template"])
+        template = bases.template_of(base, run.manifest["template"])
         scorer = Scorer(Forward(anatomy, listener=listener), template, settings.max_length, SCORING_ROWS)
-        return cls(technique, settings, anatomy, template, scorer)
+        return cls(tasks.from_json(run.manifest["task"]), technique, settings, anatomy, template, scorer)
 
     def restore(self, artifact: Path, listener: Listener) -> None:
         """Puts the artifact onto the base."""
         bases.quantize_where_asked(self.anatomy, self.technique, self.settings, listener)
         self.technique.restore(self.anatomy, artifact)
+        forward = self.scorer.forward
+        forward.readout = readout_of(self.task, self.anatomy, self.settings.seed)
+        if forward.readout is not None:
+            headed.fill(forward.readout, artifact)
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,20 @@ class Tuned:
         return self.anatomy.model
 
     def classify(self, text: str) -> dict[str, float]:
-        """The probability of each label, likeliest first. Raises `RunError` when the run learned another task."""
+        """The probability of each label, likeliest first (of several labels each by itself). Raises `RunError` when the
+        run learned another task."""
+        if isinstance(self.task, Label):
+            return dict(sorted(self._labelled(self.task, text).items(), key=lambda pair: -pair[1]))
         if not isinstance(self.task, Classify):
             raise RunError(f"{self.run.folder} learned {self.task.name}, not classify; ask it with reply()")
         log_p = self.scorer.labels(self.task, [Record(1, text=text, label=self.task.labels[0])], "scoring")
         probabilities = np.exp(normalised(log_p))[0]
         pairs = zip(self.task.labels, map(float, probabilities), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+    def _labelled(self, task: Label, text: str) -> dict[str, float]:
+        log_p = label_log_p(task, self.scorer, [Record(1, text=text, label=task.labels[0])], "scoring", ignore)[0]
+        return dict(zip(task.labels, map(float, np.exp(log_p)), strict=True))
 
     def reply(
         self,
@@ -94,4 +109,4 @@ def opened(run: Run, listener: Listener) -> Tuned:
     artifact = run.artifact
     bare = Bare.of(run, listener)
     bare.restore(artifact, listener)
-    return Tuned(run, tasks.from_json(run.manifest["task"]), bare.anatomy, bare.template, bare.scorer)
+    return Tuned(run, bare.task, bare.anatomy, bare.template, bare.scorer)

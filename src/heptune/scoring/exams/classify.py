@@ -81,7 +81,7 @@ class ClassifyExam:
             statistics.paired_difference(right_tuned, right_base, seed=seed),
             statistics.mcnemar(right_tuned, right_base),
         )
-        shown = _changed(texts, truth, said_before, said, np.exp(normalised(tuned)).max(1))
+        shown = changed(texts, truth, said_before, said, np.exp(normalised(tuned)).max(1))
         matrix = statistics.confusion(truth, said, self.task.labels)
         table = tuple(tuple(int(count) for count in line) for line in matrix)
         return Evaluation(self.task.name, part, len(records), tuple(rows), comparison, shown, self.task.labels, table)
@@ -93,8 +93,12 @@ class ClassifyExam:
 
 def of_labels(task: Classify, scores: np.ndarray, records: Sequence[Record]) -> dict[str, Any]:
     """The outcomes from every label's score, [n, labels]."""
-    log_p = normalised(scores)
     truth = np.array([task.labels.index(record.label or "") for record in records])
+    return of_log_p(normalised(scores), truth)
+
+
+def of_log_p(log_p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """The outcomes from every label's log-probability [n, labels] and the number of the true one [n]."""
     chosen = log_p.argmax(1)
     return {
         "chosen": chosen.tolist(),
@@ -103,7 +107,7 @@ def of_labels(task: Classify, scores: np.ndarray, records: Sequence[Record]) -> 
     }
 
 
-def _changed(
+def changed(
     texts: list[str], truth: list[str], base: list[str], tuned: list[str], confidence: np.ndarray, count: int = 3
 ) -> tuple[Shown, ...]:
     """Examples on which tuned and base differ: the surest ones that the tuning put right, and one that it put wrong."""
