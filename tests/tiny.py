@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 320
@@ -105,6 +105,65 @@ def _trained_bytes() -> str:
     )
     tokenizer.train_from_iterator(lines, trainer)
     return tokenizer.to_str()
+
+
+_ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+_ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("BertConfig", "BertModel", {**_ENCODER, "pad_token_id": PAD}),
+    "roberta": ("RobertaConfig", "RobertaModel", {**_ENCODER, "pad_token_id": 1}),
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertModel",
+        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 256},
+    ),
+    "electra": ("ElectraConfig", "ElectraModel", {**_ENCODER, "embedding_size": 32}),
+    "modernbert": (
+        "ModernBertConfig",
+        "ModernBertModel",
+        {**_ENCODER, "local_attention": 6, "global_attn_every_n_layers": 2, "pad_token_id": PAD}
+        | {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "deberta-v2": (
+        "DebertaV2Config",
+        "DebertaV2Model",
+        {**_ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+        | {"norm_rel_ebd": "layer_norm", "position_buckets": 16, "share_att_key": True},
+    ),
+}
+ENCODERS = tuple(_ENCODERS)
+
+
+def tiny_encoder(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random encoder of `family` (see ENCODERS) in float32, in evaluation mode, without a pooling layer."""
+    config_class, model_class, settings = _ENCODERS[family]
+    config = getattr(transformers, config_class)(vocab_size=VOCABULARY, initializer_range=0.2, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, model_class)(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model.float().eval()
+
+
+def tiny_encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """The same words between <|im_start|> and <|im_end|>, as [CLS] and [SEP] are put around a text."""
+    tokenizer = Tokenizer.from_str(_trained_bytes())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", IM_START), ("<|im_end|>", IM_END)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", cls_token="<|im_start|>", sep_token="<|im_end|>"
+    )
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

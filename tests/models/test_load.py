@@ -17,7 +17,7 @@ from transformers.utils import logging
 from heptune.core.errors import BaseModelError
 from heptune.core.events import Note
 from heptune.models import load
-from heptune.models.load import fingerprint, load_base
+from heptune.models.load import fingerprint, load_base, reads_both_ways
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 
@@ -161,7 +161,7 @@ def test_hub_bases_that_only_have_pickles_or_are_closed(saved, tmp_path, monkeyp
 def test_what_is_not_causal_is_refused_before_its_weights_are_downloaded(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}')
     asked = []
 
     def snapshot(name, *, allow_patterns, **rest):
@@ -298,18 +298,37 @@ T5 = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
 @pytest.mark.parametrize(
     ("config", "model", "settings"),
     [
-        ("BertConfig", "BertForMaskedLM", ENCODER),
-        ("BertConfig", "BertModel", ENCODER),
         ("T5Config", "T5ForConditionalGeneration", T5),
         ("LlamaConfig", "LlamaForSequenceClassification", ENCODER),
     ],
 )
-def test_a_model_that_is_not_causal(tmp_path, config, model, settings):
+def test_a_model_that_is_neither_causal_nor_an_encoder(tmp_path, config, model, settings):
     configuration = getattr(transformers, config)(vocab_size=64, pad_token_id=0, **settings)
     getattr(transformers, model)(configuration).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     text = refusal(tmp_path)
     assert f"({model}), not a causal language model" in text and "ForCausalLM" in text
+
+
+@pytest.mark.parametrize("model", ["BertForMaskedLM", "BertModel", "BertForSequenceClassification"])
+def test_an_encoder_is_loaded_without_its_heads(tmp_path, model):
+    configuration = transformers.BertConfig(vocab_size=64, pad_token_id=0, **ENCODER)
+    kept = getattr(transformers, model)(configuration)
+    kept.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    base = load_base(str(tmp_path))
+    assert type(base.model) is transformers.BertModel and base.model.pooler is None
+    own = kept.state_dict()
+    for name, tensor in base.model.state_dict().items():
+        assert torch.equal(tensor, own[name if name in own else f"bert.{name}"])
+    assert reads_both_ways(str(tmp_path))
+
+
+def test_a_decoder_made_of_bert_is_no_encoder(tmp_path):
+    configuration = transformers.BertConfig(vocab_size=64, pad_token_id=0, is_decoder=True, **ENCODER)
+    transformers.BertLMHeadModel(configuration).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert not reads_both_ways(str(tmp_path))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -1, -1000])

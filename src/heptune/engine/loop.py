@@ -271,15 +271,15 @@ def accumulate(
     """The batch's mean loss per supervised token, its gradient added to the parameters', and the rows computed.
 
     The batch is cut into forests of at most `micro_tokens` rows; as each is weighted by the whole batch's supervised
-    tokens, the cut does not change the gradient.
+    tokens, the cut does not change the gradient. Where examples have weights, the mean is weighted by them.
     """
-    supervised = sum(example.targets for example in batch)
+    supervised = sum(example.targets * example.weight for example in batch)
     loss, rows = 0.0, 0
     for number, portion in enumerate(forward.portions(batch, settings.micro_tokens, settings.share)):
         attached.begin_step(derive(settings.seed, "step", step, number))
         with forward.loss(portion, settings.share) as part:
             (part.total / supervised).backward()
-            loss += float(part.losses.double().sum()) / supervised
+            loss += float(part.total.detach()) / supervised
             rows += part.rows
     return loss, rows
 

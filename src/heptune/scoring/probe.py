@@ -53,8 +53,12 @@ def _fitted(states: np.ndarray, code: np.ndarray, weight: np.ndarray, readout: R
     if readout.independent:
         for number in range(classes):
             own = code // 2 == number
-            found = _regression(scaled[own], code[own] % 2, weight[own])
-            matrix[number], bias[number] = (2 * found[0][1], 2 * found[1][1]) if found else (0.0, _ABSENT)
+            there = code[own] % 2
+            found = _regression(scaled[own], there, weight[own])
+            if found:
+                matrix[number], bias[number] = 2 * found[0][1], 2 * found[1][1]
+            else:  # all of them have the label, or none
+                bias[number] = -_ABSENT if there.any() else _ABSENT
     elif found := _regression(scaled, code, weight):
         rows, offsets, present = found
         bias[:] = offsets.min() + _ABSENT

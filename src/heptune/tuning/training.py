@@ -24,6 +24,7 @@ from heptune.engine.loop import Outcome, Training, Validation, batches_of, steps
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
+from heptune.models.readout import Readout
 from heptune.runs.run import EventLog, Run
 from heptune.scoring.exams import validation
 from heptune.scoring.probe import start_from_probe
@@ -131,7 +132,7 @@ def train(
             steps = min(steps, settings.max_steps or steps)
             if settings.max_minutes is not None:
                 steps = steps_in_time(forward, attached, examples, settings, judge, steps)
-            run.update(steps=steps, trainable=technique.cost(anatomy.shape).trainable)
+            run.update(steps=steps, trainable=technique.cost(anatomy.shape).trainable + _size(forward.readout))
         run.update(status="running")
         validate_at = run.manifest.get("validate_at")
         training = Training(
@@ -165,6 +166,10 @@ def with_head(attached: Attached, forward: Forward, task: tasks.Task, settings: 
     """What is trained: the technique, and the linear head of a task that has one."""
     forward.readout = readout_of(task, forward.anatomy, settings.seed)
     return attached if forward.readout is None else Headed(attached, forward.readout)
+
+
+def _size(readout: Readout | None) -> int:
+    return 0 if readout is None else sum(parameter.numel() for parameter in readout.parameters())
 
 
 def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:
