@@ -11,13 +11,14 @@ class Example:
 
     A token below zero is a virtual one (see `models/virtual.py`). `supervised[t]` says whether token t is a target
     (predicted from the tokens before it). Token 0 never is: nothing stands before it. `record` is the index of the
-    record it came from. `cut` counts tokens that the length limit took away.
+    record it came from. `cut` counts tokens that the length limit took away, `lost` the entities that are not learned.
     """
 
     tokens: tuple[int, ...]
     supervised: tuple[bool, ...]
     record: int
     cut: int = 0
+    lost: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.supervised) and not (self.supervised and self.supervised[0])

@@ -17,10 +17,12 @@ from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
+from heptune.scoring.exams.extract import extracted
 from heptune.scoring.generate import Sampling, reply
 from heptune.scoring.score import Scorer, normalised
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
+from heptune.tasks.extract import Entity, Extract, entities
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -77,6 +79,14 @@ class Tuned:
         probabilities = np.exp(normalised(log_p))[0]
         pairs = zip(self.task.labels, map(float, probabilities), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+    def extract(self, text: str) -> list[Entity]:
+        """The entities of a text, in order. What is too long loses its end, and what stands there is not found. Raises
+        `RunError` when the run learned another task."""
+        if not isinstance(self.task, Extract):
+            raise RunError(f"{self.run.folder} learned {self.task.name}, not extract")
+        spans, _ = extracted(self.task, self.anatomy, self.template, self.scorer.max_length, text)
+        return entities(text, spans)
 
     def reply(
         self,
