@@ -41,11 +41,13 @@ def marked(example: Example) -> str:
 
 
 def test_names_and_choice() -> None:
-    assert tasks.names() == ["classify", "chat"]
+    assert tasks.names() == ["classify", "chat", "extract"]
     assert tasks.get("classify") is Classify and tasks.get("chat") is Chat
     assert tasks.choose(labelled("a", "b").kind) == "classify"
     assert tasks.choose(conversation("a", "b").kind) == "chat"
-    with pytest.raises(DataError, match=r"plain text.*labelled text \(task classify\), conversation \(task chat\)"):
+    with pytest.raises(
+        DataError, match=r"plain text.*labelled text \(task classify\), conversation \(task chat\), text with entities"
+    ):
         tasks.choose(Record(line=1, text="only text").kind)
     with pytest.raises(UsageError, match="did you mean classify"):
         tasks.get("clasify")

@@ -1,10 +1,13 @@
-"""`heptune chat`: conversations with a run that learned chat, label probabilities from one that learned classify."""
+"""`heptune chat`: conversations with a run that learned chat, label probabilities from one that learned classify,
+marked entities from one that learned extract.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from heptune.api import Tuned
+    from heptune.tasks.extract import Entity
 
 LABELS_SHOWN = 10
 
@@ -73,11 +77,15 @@ class _Partner:
         self.messages = [] if self.system is None else [api.Message("system", self.system)]
 
     def answer(self, text: str) -> None:
-        """Prints the labels' probabilities, or the reply as it grows; a reply that is broken off is not remembered."""
+        """Prints the labels' probabilities, the entities, or the reply as it grows; one that is broken off is not
+        remembered."""
         from heptune import api
 
         if self.tuned.task.name in ("classify", "label"):
             print_labels(self.tuned.classify(text), self.screen)
+            return
+        if self.tuned.task.name == "extract":
+            print_entities(text, self.tuned.extract(text), self.screen)
             return
         asked = [*self.messages, api.Message("user", text)]
         said = self.tuned.reply(asked, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
@@ -95,6 +103,20 @@ def print_labels(found: dict[str, float], screen: Console) -> None:
         screen.print(f"{label:<{width}}  {probability:6.1%}  {bar(probability)}", soft_wrap=True)
     if len(probabilities) > LABELS_SHOWN:
         screen.print(f"and {len(probabilities) - LABELS_SHOWN} labels that are less likely")
+
+
+def print_entities(text: str, found: Sequence[Entity], screen: Console) -> None:
+    """The text with its entities marked: [Ada Lovelace](PER) was born in [London](LOC)."""
+    from rich.text import Text
+
+    marked, at = Text(), 0
+    for entity in found:
+        marked.append(text[at : entity.start])
+        marked.append(f"[{entity.text}]", style="bold").append(f"({entity.type})", style="dim")
+        at = entity.end
+    screen.print(marked.append(text[at:]), soft_wrap=True)
+    if not found:
+        screen.print("(no entities)")
 
 
 def _talk(partner: _Partner) -> None:

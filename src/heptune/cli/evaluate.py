@@ -53,11 +53,11 @@ def print_evaluation(result: Evaluation, screen: Console) -> None:
     head = f"{result.task}: {result.examples} examples of {result.part}; in brackets the 95% interval"
     screen.print(head, soft_wrap=True)
     screen.print()
-    share = names[0] == "accuracy"
+    share = names[0] in ("accuracy", "F1")
     headers = ["", *names, *([""] if share else [])]
     rows = []
     for row in result.rows:
-        bars = [bar(row.metrics["accuracy"].value)] if share else []
+        bars = [bar(row.metrics[names[0]].value)] if share else []
         rows.append([row.name, *(str(row.metrics[name]) for name in names), *bars])
     screen.print(table(headers, rows))
     screen.print()
@@ -67,6 +67,8 @@ def print_evaluation(result: Evaluation, screen: Console) -> None:
         screen.print(f"{result.cut} examples were longer than the run's --max-length and were cut.", soft_wrap=True)
     if 0 < len(result.labels) <= MATRIX_LABELS:
         _print_confusion(result, screen)
+    if result.per_type:
+        _print_types(result, screen)
     _print_shown(result, screen)
 
 
@@ -88,6 +90,19 @@ def _print_confusion(result: Evaluation, screen: Console) -> None:
         for number, label, counts in zip(numbers, result.labels, result.confusion, strict=True)
     ]
     screen.print(table(["", *numbers], rows, numbers=range(1, len(numbers) + 1)))
+
+
+def _print_types(result: Evaluation, screen: Console) -> None:
+    from heptune.cli.show import bar, table
+
+    screen.print()
+    screen.print("The tuned model, type by type:")
+    names = list(result.per_type[0].metrics)
+    rows = [
+        [row.type, str(row.count), *(str(row.metrics[name]) for name in names), bar(row.metrics[names[0]].value)]
+        for row in sorted(result.per_type, key=lambda row: -row.count)
+    ]
+    screen.print(table(["", "entities", *names, ""], rows, numbers=[1]))
 
 
 def _print_shown(result: Evaluation, screen: Console) -> None:

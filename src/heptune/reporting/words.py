@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from heptune.reporting.findings import LESS_IS_BETTER
 from heptune.reporting.numbers import finite
 from heptune.reporting.reading import mapping, objects, text
 
@@ -12,10 +13,12 @@ def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
     """Sentences on an evaluation (`Evaluation.to_json`): tuned against the base, then against each other baseline."""
     rows = objects(evaluation.get("rows"))
     lines = [_comparison(mapping(evaluation.get("comparison")))]
-    tuned = mapping(mapping(rows[0].get("metrics")).get("accuracy")) if rows else {}
+    metrics = mapping(rows[0].get("metrics")) if rows else {}
+    metric = next(iter(metrics), "")
+    tuned = mapping(metrics.get(metric)) if metric not in LESS_IS_BETTER else {}
     value, low = finite(tuned.get("value")), finite(tuned.get("low"))
     for row in rows[2:]:
-        name, score = text(row.get("name")), finite(mapping(mapping(row.get("metrics")).get("accuracy")).get("value"))
+        name, score = text(row.get("name")), finite(mapping(mapping(row.get("metrics")).get(metric)).get("value"))
         if value is None or score is None:
             continue
         if score >= value:

@@ -1,4 +1,5 @@
-"""What a tuned model has to beat: the most frequent label, a linear model on word counts, the nearest training texts.
+"""What a tuned model has to beat: the most frequent label, a linear model on word counts, the nearest training texts;
+where entities are asked for, those of the training texts looked up.
 
 None costs more than seconds. A tuned model that is not better than all has learned nothing worth its cost. The fourth,
 the untouched base with examples in its prompt, is `scoring/shots.py`.
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from heptune.core.errors import DataError
+from heptune.data.record import Record, Span
+from heptune.tasks.extract import flat, stands_alone
 
 # Neighbours that are tried; odd, so that two labels seldom tie.
 NEIGHBOURS = (1, 3, 5, 9, 15)
@@ -125,6 +128,35 @@ def nearest_places(train_texts: Sequence[str], texts: Sequence[str]) -> list[int
         similarity = (asked[start : start + _ROWS_AT_ONCE] @ known.T).toarray()
         best = similarity.argmax(1)
         found += [int(i) if row[i] > 0 else None for row, i in zip(similarity, best, strict=True)]
+    return found
+
+
+def looked_up(train: Sequence[Record], texts: Sequence[str]) -> list[list[Span]]:
+    """The entities of `texts` that stand in the training texts too: from left to right the longest, as a word of its
+    own, with its most frequent type there (of equally frequent ones the first in the alphabet)."""
+    seen: dict[str, Counter[str]] = {}
+    for record in train:
+        text = record.text or ""
+        for span in flat(text, record.spans or ()):
+            seen.setdefault(text[span.start : span.end], Counter())[span.type] += 1
+    types = {entity: min(count, key=lambda kind: (-count[kind], kind)) for entity, count in seen.items()}
+    lengths: dict[str, list[int]] = {}
+    for first, length in sorted({(entity[0], len(entity)) for entity in types}, reverse=True):
+        lengths.setdefault(first, []).append(length)
+    return [_looked_up(types, lengths, text) for text in texts]
+
+
+def _looked_up(types: dict[str, str], lengths: dict[str, list[int]], text: str) -> list[Span]:
+    """`lengths` are those of the entities that begin with a character, the longest first."""
+    found: list[Span] = []
+    at = 0
+    while at < len(text):
+        ends = (at + length for length in lengths.get(text[at], ()))
+        fits = (end for end in ends if text[at:end] in types and stands_alone(text, at, end))
+        end = next((end for end in fits if end <= len(text)), None)
+        if end is not None:
+            found.append(Span(at, end, types[text[at:end]]))
+        at = at + 1 if end is None else end
     return found
 
 

@@ -43,8 +43,18 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class TypeRow:
+    """The tuned model's metrics on the entities of one type; `count` of them are there."""
+
+    type: str
+    count: int
+    metrics: dict[str, Interval]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction]."""
+    """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction].
+    `per_type` has a row for each type of entity."""
 
     task: str
     part: str
@@ -55,6 +65,7 @@ class Evaluation:
     labels: tuple[str, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     cut: int = 0
+    per_type: tuple[TypeRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

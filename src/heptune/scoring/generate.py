@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from heptune.core.errors import BaseModelError
@@ -15,6 +16,7 @@ from heptune.core.seeds import derive
 from heptune.data.record import Message
 from heptune.models.anatomy import Anatomy, Placement
 from heptune.models.quiet import quiet
+from heptune.scoring.grammar import Guide
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
 
@@ -41,10 +43,12 @@ def reply(
     messages: Sequence[Message],
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
+    guide: Guide | None = None,
 ) -> str:
     """The assistant's reply to a conversation, without its end of turn. `on_text` receives the text as it grows.
 
-    A reply ends where the model's positions do. Raises `BaseModelError` where the conversation leaves none.
+    A reply ends where the model's positions do. With a `guide` it is valid, and complete, whatever the model. Raises
+    `BaseModelError` where the conversation leaves no positions, or too few for any valid reply.
     """
     prompt = _prompt(anatomy.placement, template, messages)
     model = anatomy.model
@@ -54,19 +58,23 @@ def reply(
     if sampling.temperature > 0:
         choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     streamer = _Pieces(template, on_text) if on_text is not None else None
+    limit = min(sampling.max_tokens, _room(anatomy, prompt))
+    if guide is not None:
+        choice["logits_processor"] = LogitsProcessorList([_Guided(guide, len(prompt), limit, template.stop_tokens)])
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive(sampling.seed, "reply", *prompt))
         output = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
-            max_new_tokens=min(sampling.max_tokens, _room(anatomy, prompt)),
+            max_new_tokens=limit,
             eos_token_id=list(template.stop_tokens),
             pad_token_id=template.stop_tokens[0],
             streamer=streamer,
             **_AS_THE_MODEL_SAYS,
             **choice,
         )
-    return _text(template, output[0, len(prompt) :].tolist())
+    said = output[0, len(prompt) :].tolist()
+    return _text(template, said) if guide is None else guide.vocabulary.text(said)
 
 
 def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
@@ -97,6 +105,34 @@ def _room(anatomy: Anatomy, prompt: list[int]) -> int:
             "is left for a reply; begin a new conversation, or a shorter one"
         )
     return limit - words - taken
+
+
+class _Guided(LogitsProcessor):
+    """Leaves the allowed tokens their scores and takes those of all others away; a closed reply can only end."""
+
+    def __init__(self, guide: Guide, start: int, limit: int, stop_tokens: Sequence[int]) -> None:
+        needed = guide.grammar.cost(guide.grammar.start)
+        if needed > limit:
+            raise BaseModelError(
+                f"{limit} tokens are left for the reply, but the shortest valid one has {needed:.0f}; allow a longer "
+                "reply or give a shorter text"
+            )
+        self.guide, self.start, self.limit, self.stop_tokens = guide, start, limit, list(stop_tokens)
+        self.state, self.read = guide.grammar.start, 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores of the next token, [1, vocabulary]."""
+        said = input_ids[0, self.start :].tolist()
+        for token in said[self.read :]:
+            self.state = self.guide.after(self.state, token)
+        self.read = len(said)
+        if self.guide.closed(self.state):
+            allowed = torch.tensor(self.stop_tokens, device=scores.device)
+        else:
+            allowed = torch.from_numpy(self.guide.allowed(self.state, self.limit - self.read)).to(scores.device)
+        kept = torch.full_like(scores, -torch.inf)
+        kept[:, allowed] = scores[:, allowed]
+        return kept  # type: ignore[return-value]
 
 
 def _text(template: ChatTemplate, tokens: list[int]) -> str:

@@ -12,6 +12,7 @@ from heptune.data.record import Record
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.extract import Extract
 from heptune.tasks.label import Label
 from heptune.tasks.options import AS_IT_IS
 from heptune.tasks.options import TaskOptions as TaskOptions
@@ -50,7 +51,7 @@ class Task(Protocol):
         """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Label)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Label, Extract)}
 
 
 def names() -> list[str]:
@@ -127,4 +128,7 @@ def encode(
         listener(Note(f"{dropped} examples {why}", "warning"))
     if cut:
         listener(Note(f"{cut} examples are longer than {max_length} tokens and were cut", "warning"))
+    if lost := sum(example.lost for example in usable):
+        why = f"stand behind the limit of {max_length} tokens, or overlap another, and are not learned"
+        listener(Note(f"{lost} entities {why}", "warning"))
     return usable

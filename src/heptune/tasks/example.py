@@ -14,7 +14,7 @@ class Example:
 
     A token below zero is a virtual one (see `models/virtual.py`). `supervised[t]` says whether token t is a target
     (predicted from the tokens before it). Token 0 never is: nothing stands before it. `record` is the index of the
-    record it came from. `cut` counts tokens that the length limit took away.
+    record it came from. `cut` counts tokens that the length limit took away, `lost` the entities that are not learned.
 
     Or nothing is supervised and the example has `marks` instead: (token index, class) pairs, each a class that a linear
     head is to see at that token; the index `WHOLE` is the mean over the example's own tokens. `weight` is what each
@@ -25,6 +25,7 @@ class Example:
     supervised: tuple[bool, ...]
     record: int
     cut: int = 0
+    lost: int = 0
     marks: tuple[tuple[int, int], ...] = ()
     weight: float = 1.0
 
@@ -34,10 +35,16 @@ class Example:
 
     @classmethod
     def marked(
-        cls, tokens: tuple[int, ...], marks: tuple[tuple[int, int], ...], record: int, cut: int = 0, weight: float = 1.0
+        cls,
+        tokens: tuple[int, ...],
+        marks: tuple[tuple[int, int], ...],
+        record: int,
+        cut: int = 0,
+        weight: float = 1.0,
+        lost: int = 0,
     ) -> Example:
         """An example for a linear head."""
-        return cls(tokens, (False,) * len(tokens), record, cut, marks, weight)
+        return cls(tokens, (False,) * len(tokens), record, cut, lost, marks, weight)
 
     @property
     def lead(self) -> int:

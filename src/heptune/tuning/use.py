@@ -18,11 +18,13 @@ from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
+from heptune.scoring.exams.extract import extracted
 from heptune.scoring.exams.label import label_log_p
 from heptune.scoring.generate import Sampling, reply
 from heptune.scoring.score import Scorer, normalised, readout_of
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
+from heptune.tasks.extract import Entity, Extract, entities
 from heptune.tasks.label import Label
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
@@ -92,6 +94,14 @@ class Tuned:
     def _labelled(self, task: Label, text: str) -> dict[str, float]:
         log_p = label_log_p(task, self.scorer, [Record(1, text=text, label=task.labels[0])], "scoring", ignore)[0]
         return dict(zip(task.labels, map(float, np.exp(log_p)), strict=True))
+
+    def extract(self, text: str) -> list[Entity]:
+        """The entities of a text, in order. What is too long loses its end, and what stands there is not found. Raises
+        `RunError` when the run learned another task."""
+        if not isinstance(self.task, Extract):
+            raise RunError(f"{self.run.folder} learned {self.task.name}, not extract")
+        spans, _ = extracted(self.task, self.anatomy, self.template, self.scorer.max_length, text)
+        return entities(text, spans)
 
     def reply(
         self,

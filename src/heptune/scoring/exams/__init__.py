@@ -11,6 +11,7 @@ from heptune.engine.loop import Validation
 from heptune.scoring.evaluation import Evaluation
 from heptune.scoring.exams.chat import ChatExam
 from heptune.scoring.exams.classify import ClassifyExam
+from heptune.scoring.exams.extract import ExtractExam
 from heptune.scoring.exams.label import LabelExam
 from heptune.scoring.score import Scorer
 from heptune.tasks import Task
@@ -42,7 +43,7 @@ class Exam(Protocol):
         """
 
 
-_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam, "label": LabelExam}
+_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam, "label": LabelExam, "extract": ExtractExam}
 
 
 def exam_of(task: Task) -> Exam:
