@@ -89,7 +89,7 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad
     ignored: tuple[str, ...] = ()
     bad = list(source.bad)
     if columns and source.container in ("plain text", "CoNLL"):
-        raise DataError(f"this is {source.container}, its columns have no names; leave --column away", path=path)
+        raise DataError(f"this is {source.container}, it has no columns with names; leave --column away", path=path)
     if source.is_text:
         records, name = _blocks(text), "plain text"
     else:
@@ -232,7 +232,7 @@ def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
     if body[0] in "[{" or suffix in (*LINES, ".json"):
         value, problem = _loads(body)
         if problem is None and isinstance(value, list):
-            return _elements(value, path)
+            return _elements([value] if _is_pair(value) else value, path)
         if problem is None and isinstance(value, dict):
             return _object(value, text, path, columns)
         if suffix in LINES or (body[0] == "{" and _looks_like_lines(body)):
@@ -284,8 +284,7 @@ def _json_problem(text: str, problem: Exception) -> str:
 
 def _row(value: Any) -> Row:
     """Check one parsed JSON row. Raises DataError without a place."""
-    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict):
-        # spaCy's pairs of a text and its annotations.
+    if _is_pair(value):
         value = {**value[1], "text": value[0]}
     if not isinstance(value, dict):
         raise DataError(f'the row is {shown(value)}; it must be an object such as {{"text": …, "label": …}}')
@@ -299,6 +298,13 @@ def _row(value: Any) -> Row:
             "write the whole pair or the character itself"
         )
     return value
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether this is a text with its annotations, as spaCy has them: ["Ada", {"entities": [[0, 3, "PER"]]}]."""
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    return isinstance(value[0], str) and isinstance(value[1], dict) and "entities" in value[1]
 
 
 def _json_lines(text: str, path: Path) -> _Source:

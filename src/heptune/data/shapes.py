@@ -177,6 +177,8 @@ def candidates(row: Row, columns: Mapping[str, str]) -> list[Shape]:
         # Beside a question a label is often a mere topic; a text and its label are a rival under their own names only.
         own_name = asked is None or (asked.name != PROMPT and any(t.required[0][1].lower() == "text" for t in texts))
         texts = [t for t in texts if t.name == SPANS or (t.name != PLAIN and own_name)]
+        tags = tagged.required[1][1] if tagged else None
+        texts = [t for t in texts if t.required[1][1] != tags]
     return [*_known(asked), *_known(tagged), *_known(slots), *texts]
 
 
