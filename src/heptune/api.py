@@ -34,6 +34,7 @@ from heptune.runs.run import Run, new_name
 from heptune.scoring.evaluation import Evaluation, require_examples
 from heptune.scoring.exams import exam_of
 from heptune.scoring.exams.label import LabelExam
+from heptune.scoring.exams.tag import TagExam
 from heptune.scoring.generate import Sampling as Sampling
 from heptune.tasks.options import TaskOptions
 from heptune.tasks.template import ChatTemplate, PlainText
@@ -152,7 +153,7 @@ def evaluate(
     if limit is not None and limit < len(records):
         records = [records[i] for i in sample(records, range(len(records)), limit, manifest["settings"]["seed"])]
     bare = Bare.of(run, listener)
-    if isinstance(exam, LabelExam):  # an untouched base has no head that could answer
+    if isinstance(exam, LabelExam | TagExam):  # an untouched base has no head that could answer
         base: Any = exam.untouched(bare.scorer, records, parts.train, listener)
     else:
         base = exam.answers(bare.scorer, records, "scoring the untouched base", listener)

@@ -201,7 +201,9 @@ def test_columns_named_by_hand(tmp_path: Path) -> None:
 
 def test_wrong_columns_by_hand(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "sentence,label\na,x\n")
-    with pytest.raises(UsageError, match=r"no column role named 'txt'; did you mean text.*known: completion, label"):
+    with pytest.raises(
+        UsageError, match=r"no column role named 'txt'; did you mean text.*known: answer, answers, completion, label"
+    ):
         read(path, columns={"txt": "sentence"})
     with pytest.raises(UsageError, match="do not go together"):
         read(path, columns={"text": "sentence", "prompt": "label"})
@@ -287,7 +289,7 @@ BAD_ROWS = [
     ({"text": "b", "label": None}, {"text": "a", "label": "x"}, "the label (column 'label') is null"),
     ({"text": "b", "label": " "}, {"text": "a", "label": "x"}, "the label (column 'label') is ' '"),
     ({"text": "b", "label": float("nan")}, {"text": "a", "label": "x"}, "is the value NaN"),
-    ({"text": "b", "label": ["x"]}, {"text": "a", "label": "x"}, "is a list of 1; it must be one string"),
+    ({"text": "b", "label": {"x": 1}}, {"text": "a", "label": "x"}, "is an object; it must be one string"),
     ({"text": "", "label": "x"}, {"text": "a", "label": "x"}, "column 'text' is empty"),
     ({"text": 5, "label": "x"}, {"text": "a", "label": "x"}, "column 'text' is the value 5; it must be a string"),
     ({"text": None}, {"text": "a"}, "column 'text' is null"),
@@ -523,6 +525,16 @@ REAL_FILES = [
     ("llamafactory_demo/glaive_toolcall_en_demo.json", 300, "JSON, ShareGPT"),
     ("llamafactory_demo/c4_demo.jsonl", 300, "JSON lines, text"),
     ("wikitext2/test.txt", None, "plain text"),
+    ("wnut17/train.jsonl", 3394, "tokens + tags (IOB2)"),
+    ("wnut17/dev.jsonl", 1009, "tokens + tags (IOB2)"),
+    ("wnut17/test.jsonl", 1287, "tokens + tags (IOB2)"),
+    ("ncbi_disease/train.jsonl", 3500, "tokens + tags (IOB2)"),
+    ("ncbi_disease/dev.jsonl", 923, "tokens + tags (IOB2)"),
+    ("ncbi_disease/test.jsonl", 940, "tokens + tags (IOB2)"),
+    ("wikigold/all.jsonl", 1696, "tokens + tags (IOB1)"),
+    ("copa/train.jsonl", 400, "premise + choices + label"),
+    ("copa/dev.jsonl", 100, "premise + choices + label"),
+    ("copa/mirrored.jsonl", 500, "premise + choices + label"),
 ]
 
 
@@ -535,7 +547,7 @@ def test_real_files_read_completely(name: str, count: int | None, format: str) -
     assert count is None or len(dataset.records) == count
 
 
-@pytest.mark.parametrize("name", ["selfinstruct_seed/seed_tasks.jsonl", "copa/train.jsonl", "wikigold/all.jsonl"])
+@pytest.mark.parametrize("name", ["selfinstruct_seed/seed_tasks.jsonl", "e2e/dev.jsonl", "pubmedqa/test.jsonl"])
 def test_real_files_of_other_shapes_are_refused_with_their_columns(name: str) -> None:
     if not (REAL / name).exists():
         pytest.skip("the real data is not here")

@@ -1,5 +1,5 @@
 """`heptune chat`: conversations with a run that learned chat, label probabilities from one that learned classify,
-marked entities from one that learned extract.
+marked entities from one that learned extract or tag.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Partner:
         if self.tuned.task.name in ("classify", "label"):
             print_labels(self.tuned.classify(text), self.screen)
             return
-        if self.tuned.task.name == "extract":
+        if self.tuned.task.name in ("extract", "tag"):
             print_entities(text, self.tuned.extract(text), self.screen)
             return
         asked = [*self.messages, api.Message("user", text)]

@@ -15,6 +15,7 @@ from heptune import tasks, techniques
 from heptune.cli.hyperparameters import Hyperparameter, hyperparameters
 from heptune.core.errors import UsageError
 from heptune.core.registry import unknown
+from heptune.data.shapes import NAMED_BY_HAND
 from heptune.engine.settings import Settings
 from heptune.tasks.options import TaskOptions
 
@@ -65,7 +66,7 @@ Column = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ROLE=NAME",
-        help="Read a role (text, label, prompt, completion, messages, system) from this column; may be repeated.",
+        help=f"Read a role ({', '.join(NAMED_BY_HAND)}) from this column; may be repeated.",
         show_default="found by name",
     ),
 ]

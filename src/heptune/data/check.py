@@ -26,7 +26,15 @@ IMBALANCE = 10  # largest label / smallest label: above it accuracy says little 
 DUPLICATE_SHARE = 0.01
 SHOWN = 5  # examples in a message
 # Columns whose content changes what a row means: reading the rest without them deserves a warning.
-MEANINGFUL = ("label", "rejected", "chosen", "image", "images", "context", "passage", "tools", "system")
+MEANINGFUL: tuple[str, ...] = ("label", "labels", "rejected", "chosen", "image", "images", "context", "passage", "tools", "system")
+MEANINGFUL += ("spans", "entities", "options", "choices", "paragraphs")
+# What two records with the same text must not differ in, by their kind.
+CONFLICTS = {
+    "text with several labels": "more than one set of labels",
+    "text with entities": "entities in different places",
+    "question": "different answers",
+    "question with options": "different answers",
+}
 
 
 @dataclass(frozen=True)
@@ -112,22 +120,22 @@ def check(
     them to (only named in the findings). Raises nothing for bad data: that is what the findings are for.
     """
     records = dataset.records
-    labels = Counter(record.label for record in records if record.label is not None)
+    labels = Counter(label for record in records for label in labels_of(record))
     evaluation_records = evaluation.records if evaluation else ()
     by_content = _by_content(records)
     repeated = [same for same in by_content.values() if len(same) > 1]
-    conflicting = [same for same in repeated if len({record.label for record in same}) > 1]
+    conflicting = [same for same in repeated if len({_learnt(record) for record in same}) > 1]
     evaluated = _by_content(evaluation_records)
     leaked = [(record, evaluated[key][0]) for key, same in by_content.items() if key in evaluated for record in same]
-    unknown = Counter(r.label for r in evaluation_records if labels and r.label is not None and r.label not in labels)
+    unknown = Counter(x for record in evaluation_records for x in labels_of(record) if labels and x not in labels)
     measured = _measure(records, measure, listener) if measure else []
 
     unsupervised = tuple(r.line for r, every in measured if not all(e.supervised for e in every) or not every)
     cut = tuple(r.line for r, every in measured if any(e.cut for e in every))
     findings = [
         *_about_records(dataset),
-        *_about_labels(labels),
-        *_about_repetition(len(records), repeated, conflicting),
+        *_about_labels(labels, dataset),
+        *_about_repetition(dataset, repeated, conflicting),
         *(_about_evaluation(dataset, evaluation, leaked, unknown, set(labels)) if evaluation else ()),
         *_about_lengths(measured, unsupervised, cut, max_length),
     ]
@@ -151,6 +159,18 @@ def check(
     )
 
 
+def labels_of(record: Record) -> tuple[str, ...]:
+    """The labels of a record, each once: its one label, its several, or the types of its entities."""
+    if record.label is not None:
+        return (record.label,)
+    return tuple(dict.fromkeys(record.labels or (span.type for span in record.spans or ())))
+
+
+def _learnt(record: Record) -> Hashable:
+    """What is to be learned of a record beside a conversation's turns: equal where two records do not contradict."""
+    return record.label, frozenset(record.labels or ()), record.spans, frozenset(record.answers)
+
+
 def check_labels(
     training_labels: Collection[str], evaluation: Iterable[Record], path: str | Path | None = None
 ) -> None:
@@ -160,7 +180,7 @@ def check_labels(
     """
     lines: dict[str, list[int]] = defaultdict(list)
     for record in evaluation:
-        for label in record.labels or (() if record.label is None else (record.label,)):
+        for label in labels_of(record):
             if label not in training_labels:
                 lines[label].append(record.line)
     if lines:
@@ -197,11 +217,14 @@ def _about_records(dataset: Dataset) -> Iterable[Finding]:
         )
 
 
-def _about_labels(labels: Counter[str]) -> Iterable[Finding]:
+def _about_labels(labels: Counter[str], dataset: Dataset) -> Iterable[Finding]:
     if not labels:
+        if dataset.kind in ("text with several labels", "text with entities"):
+            what = "an entity" if dataset.kind == "text with entities" else "a label"
+            yield Finding("fatal", f"No record has {what}: there is nothing to learn; add records with some.")
         return
     (largest, most), (smallest, fewest) = labels.most_common()[0], labels.most_common()[-1]
-    if len(labels) == 1:
+    if len(labels) == 1 and most == len(dataset.records) and dataset.kind != "text with entities":
         yield Finding(
             "fatal", f"Every record has the same label, {largest!r}: nothing can be told apart; add records of another."
         )
@@ -231,8 +254,9 @@ def _about_labels(labels: Counter[str]) -> Iterable[Finding]:
 
 
 def _about_repetition(
-    count: int, repeated: Sequence[Sequence[Record]], conflicting: Sequence[Sequence[Record]]
+    dataset: Dataset, repeated: Sequence[Sequence[Record]], conflicting: Sequence[Sequence[Record]]
 ) -> Iterable[Finding]:
+    count = len(dataset.records)
     duplicates = sum(len(same) - 1 for same in repeated)
     if duplicates:
         yield Finding(
@@ -243,7 +267,8 @@ def _about_repetition(
     if conflicting:
         yield Finding(
             "warning",
-            f"{_count(len(conflicting), 'text')} with more than one label, {_where(conflicting)}; decide for one.",
+            f"{_count(len(conflicting), 'text')} with {CONFLICTS.get(dataset.kind, 'more than one label')}, "
+            f"{_where(conflicting)}; decide for one.",
         )
 
 

@@ -4,7 +4,9 @@ The format is found by looking at the content; the file's extension only decides
 
 - JSON lines: one object a line
 - JSON: a list of objects, or an object that holds exactly one such list
+- SQuAD: the JSON of articles, paragraphs and questions (qas)
 - CSV and TSV with a header; the separator is a comma, a semicolon or a tab
+- CoNLL: a token and its tag a line, a blank line between sentences
 - plain text (.txt, .md): each block of lines between blank lines is one record
 
 What the rows may look like stands in `shapes`.
@@ -19,16 +21,20 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from heptune.core.errors import DataError
 from heptune.core.registry import nearest
+from heptune.data import conll
+from heptune.data.questions import is_article, questions_of
 from heptune.data.record import Record
-from heptune.data.shapes import Row, agree, check_columns, convert, listed, recognise, shown, used_columns
+from heptune.data.shapes import agree, candidates, check_columns, convert, recognise, used_columns
+from heptune.data.tags import TagError
+from heptune.data.values import Row, listed, shown
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".txt", *conll.EXTENSIONS)
 LINES, TABLES, PLAIN = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".txt", ".md")
 MAGIC = {
     b"\x1f\x8b": ("gzip", "unpack it first (gunzip)"),
@@ -64,14 +70,14 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """The kind of all records ('conversation', 'labelled text', 'plain text'); 'no records' when there are none."""
+        """The kind of all records, as `Record.kind` names it; 'no records' when there are none."""
         return self.records[0].kind if self.records else "no records"
 
 
 def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad: bool = False) -> Dataset:
     """Read a data file of any supported format.
 
-    `columns` names columns by hand: role (text, label, prompt, completion, messages or system) -> the file's column.
+    `columns` names columns by hand: role (one of `shapes.NAMED_BY_HAND`) -> the file's column.
     The first bad line raises DataError, with file and line. With `skip_bad` bad lines are collected in
     `Dataset.skipped` instead; DataError is raised only when nothing is left. Raises UsageError for an unknown role.
     """
@@ -82,9 +88,9 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad
     records: list[Record]
     ignored: tuple[str, ...] = ()
     bad = list(source.bad)
+    if columns and source.container in ("plain text", "CoNLL"):
+        raise DataError(f"this is {source.container}, it has no columns with names; leave --column away", path=path)
     if source.is_text:
-        if columns:
-            raise DataError("this is plain text, it has no columns; leave --column away", path=path)
         records, name = _blocks(text), "plain text"
     else:
         records, name, ignored = _records(source, path, columns, bad)
@@ -95,12 +101,16 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad
 
 @dataclass(frozen=True)
 class _Source:
-    """A parsed file: its rows with their line (or element) numbers, and the lines that could not be parsed."""
+    """A parsed file: its rows with their line (or element) numbers, and the lines that could not be parsed.
+
+    `token_lines` are those of each token, under the line of its row, where a row stands in several lines.
+    """
 
     container: str
     rows: Sequence[tuple[int, Row]] = ()
     bad: Sequence[DataError] = ()
     place: str = ""
+    token_lines: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
@@ -123,6 +133,9 @@ def _records(
     for line, row in source.rows:
         try:
             records.append(convert(row, shape, columns, line))
+        except TagError as error:
+            at = source.token_lines[line][error.token] if line in source.token_lines else line
+            bad.append(DataError(source.place.format(line) + error.problem, path=path, line=at))
         except DataError as error:
             bad.append(DataError(source.place.format(line) + error.problem, path=path, line=line))
     bad.sort(key=lambda error: error.line or 0)
@@ -214,10 +227,12 @@ def _encoding(found: str, encoding: str, path: Path, line: int | None = None) ->
 def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
     """Find the container by content, with the extension as the tie-breaker."""
     suffix, body = path.suffix.lower(), text.strip()
+    if suffix in conll.EXTENSIONS or (suffix not in (*LINES, ".json", ".csv") and conll.recognised(text)):
+        return _conll(text, path)
     if body[0] in "[{" or suffix in (*LINES, ".json"):
         value, problem = _loads(body)
         if problem is None and isinstance(value, list):
-            return _elements(value, path)
+            return _elements([value] if _is_pair(value) else value, path)
         if problem is None and isinstance(value, dict):
             return _object(value, text, path, columns)
         if suffix in LINES or (body[0] == "{" and _looks_like_lines(body)):
@@ -235,7 +250,8 @@ def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
         return _Source("plain text")
     raise DataError(
         f"what this file holds is not recognised; it begins with {shown(body.split(chr(10))[0])}. "
-        f"Known: JSON lines, JSON, CSV and TSV with column names in the first line, plain text ({', '.join(PLAIN)}); "
+        "Known: JSON lines, JSON, CSV and TSV with column names in the first line, "
+        f"CoNLL ({', '.join(conll.EXTENSIONS)}), plain text ({', '.join(PLAIN)}); "
         "rename the file if it is one of these",
         path=path,
     )
@@ -268,6 +284,8 @@ def _json_problem(text: str, problem: Exception) -> str:
 
 def _row(value: Any) -> Row:
     """Check one parsed JSON row. Raises DataError without a place."""
+    if _is_pair(value):
+        value = {**value[1], "text": value[0]}
     if not isinstance(value, dict):
         raise DataError(f'the row is {shown(value)}; it must be an object such as {{"text": …, "label": …}}')
     try:
@@ -280,6 +298,13 @@ def _row(value: Any) -> Row:
             "write the whole pair or the character itself"
         )
     return value
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether this is a text with its annotations, as spaCy has them: ["Ada", {"entities": [[0, 3, "PER"]]}]."""
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    return isinstance(value[0], str) and isinstance(value[1], dict) and "entities" in value[1]
 
 
 def _json_lines(text: str, path: Path) -> _Source:
@@ -300,6 +325,8 @@ def _json_lines(text: str, path: Path) -> _Source:
 def _elements(values: list[Any], path: Path) -> _Source:
     if not values:
         raise DataError("the list is empty; it must hold at least one record", path=path)
+    if any(is_article(value) for value in values):
+        return _squad(values, path)
     rows, bad = [], []
     for number, value in enumerate(values, 1):
         try:
@@ -309,9 +336,30 @@ def _elements(values: list[Any], path: Path) -> _Source:
     return _Source("JSON", rows, bad, place="element {} of the list: ")
 
 
+def _squad(articles: list[Any], path: Path) -> _Source:
+    rows, bad, place = [], [], "question {}: "
+    for number, found in questions_of(articles):
+        try:
+            if isinstance(found, DataError):
+                raise found
+            rows.append((number, _row(found)))
+        except DataError as error:
+            bad.append(DataError(place.format(number) + error.problem, path=path, line=number))
+    return _Source("SQuAD", rows, bad, place)
+
+
+def _conll(text: str, path: Path) -> _Source:
+    sentences, problems = conll.parse(text)
+    rows = [(s.lines[0], {"tokens": list(s.tokens), "tags": list(s.tags)}) for s in sentences]
+    bad = [DataError(problem, path=path, line=line) for line, problem in problems]
+    if not rows and not bad:
+        raise DataError("there is no sentence, only comments and the beginnings of documents", path=path)
+    return _Source("CoNLL", rows, bad, token_lines={s.lines[0]: s.lines for s in sentences})
+
+
 def _object(value: dict[str, Any], text: str, path: Path, columns: Mapping[str, str]) -> _Source:
     """A file that is one object: a single record, or the wrapping of a list of records."""
-    if recognise(value, columns) is None:
+    if not candidates(value, columns):
         lists = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
         if len(lists) == 1:
             return _elements(value[lists[0]], path)

@@ -16,6 +16,7 @@ from heptune.tasks.extract import Extract
 from heptune.tasks.label import Label
 from heptune.tasks.options import AS_IT_IS
 from heptune.tasks.options import TaskOptions as TaskOptions
+from heptune.tasks.tag import Tag
 from heptune.tasks.template import ChatTemplate
 
 
@@ -51,7 +52,7 @@ class Task(Protocol):
         """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Label, Extract)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Label, Extract, Tag)}
 
 
 def names() -> list[str]:

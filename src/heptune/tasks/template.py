@@ -126,6 +126,11 @@ class ChatTemplate:
         tokens = [*([] if self._bos is None else [self._bos]), *self._ids(text)]
         return tokens[:max_length], max(0, len(tokens) - max_length)
 
+    def located(self, text: str, max_length: int) -> tuple[list[int], list[tuple[int, int]], int]:
+        """The same, and for each token the characters [start, end) of the text that it stands for (0, 0: none)."""
+        lead = [] if self._bos is None else [self._bos]
+        return _located(self.tokenizer, text, lead, [], max_length)
+
     # ---- text
 
     def _prompt_parts(self, messages: list[Message]) -> list[tuple[str, bool]]:
@@ -281,6 +286,10 @@ class PlainText:
         room = max_length - len(self._lead) - len(self._end)
         return [*self._lead, *own[:room], *self._end], max(0, len(own) - room)
 
+    def located(self, text: str, max_length: int) -> tuple[list[int], list[tuple[int, int]], int]:
+        """The same, and for each token the characters [start, end) of the text that it stands for (0, 0: none)."""
+        return _located(self.tokenizer, text, self._lead, self._end, max_length)
+
     @property
     def prompt(self) -> NoReturn:
         """Nothing is asked of an encoder in words."""
@@ -290,6 +299,22 @@ class PlainText:
         )
 
     reply = conversation = prompt
+
+
+def _located(
+    tokenizer: PreTrainedTokenizerBase, text: str, lead: list[int], end: list[int], max_length: int
+) -> tuple[list[int], list[tuple[int, int]], int]:
+    if not tokenizer.is_fast:
+        raise BaseModelError(
+            "this base's tokenizer does not tell which characters a token stands for (it is no fast tokenizer), so "
+            "entities cannot be tagged with it; extract them in words, or take another base"
+        )
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    own, offsets = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+    room = max_length - len(lead) - len(end)
+    none = (0, 0)
+    places = [*[none] * len(lead), *offsets[:room], *[none] * len(end)]
+    return [*lead, *own[:room], *end], places, max(0, len(own) - room)
 
 
 def _surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -20,12 +20,14 @@ from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
 from heptune.scoring.exams.extract import extracted
 from heptune.scoring.exams.label import label_log_p
+from heptune.scoring.exams.tag import tagged
 from heptune.scoring.generate import Sampling, reply
 from heptune.scoring.score import Scorer, normalised, readout_of
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.extract import Entity, Extract, entities
 from heptune.tasks.label import Label
+from heptune.tasks.tag import Tag
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -98,6 +100,8 @@ class Tuned:
     def extract(self, text: str) -> list[Entity]:
         """The entities of a text, in order. What is too long loses its end, and what stands there is not found. Raises
         `RunError` when the run learned another task."""
+        if isinstance(self.task, Tag):
+            return entities(text, tagged(self.task, self.scorer, text))
         if not isinstance(self.task, Extract):
             raise RunError(f"{self.run.folder} learned {self.task.name}, not extract")
         spans, _ = extracted(self.task, self.anatomy, self.template, self.scorer.max_length, text)

@@ -13,6 +13,7 @@ from heptune.scoring.exams.chat import ChatExam
 from heptune.scoring.exams.classify import ClassifyExam
 from heptune.scoring.exams.extract import ExtractExam
 from heptune.scoring.exams.label import LabelExam
+from heptune.scoring.exams.tag import TagExam
 from heptune.scoring.score import Scorer
 from heptune.tasks import Task
 
@@ -43,7 +44,13 @@ class Exam(Protocol):
         """
 
 
-_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam, "label": LabelExam, "extract": ExtractExam}
+_EXAMS: dict[str, Any] = {
+    "classify": ClassifyExam,
+    "chat": ChatExam,
+    "label": LabelExam,
+    "extract": ExtractExam,
+    "tag": TagExam,
+}
 
 
 def exam_of(task: Task) -> Exam:

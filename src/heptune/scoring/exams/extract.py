@@ -6,7 +6,7 @@ Every answer, the untouched base's too, is generated token by token under a gram
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,23 +48,7 @@ class ExtractExam:
     def check(self, records: Sequence[Record], path: Any) -> None:
         """Raises DataError for records of another kind, and where none of the types is known. Where some are, entities
         of the others count as missed."""
-        for record in records:
-            if record.spans is None:
-                raise DataError(
-                    f"this example is {record.kind}, but extract is judged on texts with entities; "
-                    "name the column that holds them",
-                    path=path,
-                    line=record.line,
-                )
-        found = sorted({span.type for record in records for span in record.spans or ()})
-        if found and not set(found) & set(self.task.types):
-            close = nearest(found[0], self.task.types)
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise DataError(
-                f"none of the evaluation data's types is known to the training: {', '.join(found)}; {hint}"
-                f"known: {', '.join(self.task.types)}",
-                path=path,
-            )
+        check_entities(self.task.name, self.task.types, records, path)
 
     def validation(self, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
         """The loss per supervised token of the true answers: generating some takes too long to do it often."""
@@ -97,39 +81,65 @@ class ExtractExam:
         seed: int,
     ) -> Evaluation:
         """F1, precision and recall of all contenders, those of the tuned model for each type, and what changed."""
-        texts = [record.text or "" for record in records]
-        truth = [tuple(flat(text, r.spans or ())) for text, r in zip(texts, records, strict=True)]
-        spans = {
+        said = {
             "tuned": tuned.spans,
             "base, zero-shot": base.spans,
-            "training entities, looked up": baselines.looked_up(train, texts),
+            "training entities, looked up": baselines.looked_up(train, [record.text or "" for record in records]),
         }
-        there = [entities.entities(text) for text in truth]
-        counts = {name: entities.count(there, list(map(entities.entities, said))) for name, said in spans.items()}
-        rows = tuple(
-            Row(name, entities.micro(counted, seed) | {"macro-F1": entities.macro(counted, seed=seed)})
-            for name, counted in counts.items()
-        )
-        difference = entities.f1_difference(counts["tuned"], counts["base, zero-shot"], seed)
-        own = counts["tuned"]
-        per_type = tuple(
-            TypeRow(kind, int(own.true[:, n].sum()), entities.of_type(own, kind, seed))
-            for n, kind in enumerate(own.types)
-        )
-        return Evaluation(
-            self.task.name,
-            part,
-            len(records),
-            rows,
-            Comparison("F1", difference, None),
-            _changed(texts, truth, base.spans, tuned.spans),
-            cut=tuned.cut,
-            per_type=per_type,
-        )
+        return entity_evaluation(self.task.name, part, records, said, tuned.cut, seed)
 
     def outcomes(self, scorer: Scorer, records: Sequence[Record], what: str, listener: Listener) -> dict[str, Any]:
         """`log_p` of the true answer and its tokens, `weights`."""
         return of_losses(self.task, scorer, records, what, listener)
+
+
+def check_entities(task: str, types: Sequence[str], records: Sequence[Record], path: Any) -> None:
+    """Raises DataError for records without entities to compare with, and where none of their types is known. Where some
+    are, entities of the others count as missed."""
+    for record in records:
+        if record.spans is None:
+            raise DataError(
+                f"this example is {record.kind}, but {task} is judged on texts with entities; "
+                "name the column that holds them",
+                path=path,
+                line=record.line,
+            )
+    found = sorted({span.type for record in records for span in record.spans or ()})
+    if found and not set(found) & set(types):
+        close = nearest(found[0], types)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise DataError(
+            f"none of the evaluation data's types is known to the training: {', '.join(found)}; {hint}"
+            f"known: {', '.join(types)}",
+            path=path,
+        )
+
+
+def entity_evaluation(
+    task: str,
+    part: str,
+    records: Sequence[Record],
+    said: Mapping[str, Sequence[Sequence[Span]]],
+    cut: int,
+    seed: int,
+) -> Evaluation:
+    """The evaluation from what each contender found in each text; the first is the tuned model, the second the base."""
+    texts = [record.text or "" for record in records]
+    truth = [tuple(flat(text, r.spans or ())) for text, r in zip(texts, records, strict=True)]
+    there = [entities.entities(text) for text in truth]
+    counts = {name: entities.count(there, list(map(entities.entities, spans))) for name, spans in said.items()}
+    rows = tuple(
+        Row(name, entities.micro(counted, seed) | {"macro-F1": entities.macro(counted, seed=seed)})
+        for name, counted in counts.items()
+    )
+    (tuned, base), (own, other) = list(said.values())[:2], list(counts.values())[:2]
+    difference = entities.f1_difference(own, other, seed)
+    per_type = tuple(
+        TypeRow(kind, int(own.true[:, n].sum()), entities.of_type(own, kind, seed)) for n, kind in enumerate(own.types)
+    )
+    shown = _changed(texts, truth, base, tuned)
+    comparison = Comparison("F1", difference, None)
+    return Evaluation(task, part, len(records), rows, comparison, shown, cut=cut, per_type=per_type)
 
 
 def extracted(
@@ -159,8 +169,8 @@ def _room(anatomy: Anatomy, max_length: int) -> int:
 def _changed(
     texts: list[str],
     truth: Sequence[tuple[Span, ...]],
-    base: Sequence[tuple[Span, ...]],
-    tuned: Sequence[tuple[Span, ...]],
+    base: Sequence[Sequence[Span]],
+    tuned: Sequence[Sequence[Span]],
 ) -> tuple[Shown, ...]:
     """Texts on which tuned and base differ: some with entities that the tuning put right, and one that it put wrong."""
     differ = [i for i in range(len(texts)) if set(base[i]) != set(tuned[i])]
