@@ -135,7 +135,7 @@ def test_records_that_cannot_be_judged() -> None:
         exam.check([Record(7, text="Ada", label="a")], "x.jsonl")
 
 
-def test_a_tuned_model_extracts(scorer: Scorer, tmp_path: pytest.TempPathFactory) -> None:
+def test_a_tuned_model_extracts(scorer: Scorer) -> None:
     run = Run.__new__(Run)
     run.folder = "runs/x"  # type: ignore[assignment]
     tuned = Tuned(run, TASK, scorer.forward.anatomy, scorer.template, scorer)
@@ -153,7 +153,7 @@ def test_entities_are_printed_where_they_stand(capsys: pytest.CaptureFixture[str
     screen = Console(width=80, markup=False)
     print_entities("[b] Ada met Mary", [Entity("PER", "Ada", 4, 7), Entity("PER", "Mary", 12, 16)], screen)
     print_entities("Where?", [], screen)
-    assert capsys.readouterr().out == "[b] [Ada](PER) met [Mary](PER)\nWhere?\n(no entities)\n"
+    assert capsys.readouterr().out == "[b] [Ada: PER] met [Mary: PER]\nWhere?\n(no entities)\n"
 
 
 def test_no_records_no_judge(scorer: Scorer) -> None:

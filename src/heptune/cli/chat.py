@@ -106,13 +106,13 @@ def print_labels(found: dict[str, float], screen: Console) -> None:
 
 
 def print_entities(text: str, found: Sequence[Entity], screen: Console) -> None:
-    """The text with its entities marked: [Ada Lovelace](PER) was born in [London](LOC)."""
+    """The text with its entities marked: [Ada Lovelace: PER] was born in [London: LOC]."""
     from rich.text import Text
 
     marked, at = Text(), 0
     for entity in found:
         marked.append(text[at : entity.start])
-        marked.append(f"[{entity.text}]", style="bold").append(f"({entity.type})", style="dim")
+        marked.append(f"[{entity.text}", style="bold").append(f": {entity.type}]", style="dim")
         at = entity.end
     screen.print(marked.append(text[at:]), soft_wrap=True)
     if not found:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from heptune.data.record import Span
+
+if TYPE_CHECKING:
+    import numpy as np
 
 OUTSIDE = "O"
 
@@ -103,6 +105,8 @@ def likeliest(log_p: np.ndarray, tags: Sequence[str]) -> list[int]:
     `log_p` is [tokens, tags]. Valid is a sequence in which every I- follows B- or I- of its type, so that reading it
     strictly leaves nothing out.
     """
+    import numpy as np  # here, since the command line names the tasks before it needs any of them
+
     if not len(log_p):
         return []
     allowed = transitions(tags)
@@ -121,6 +125,8 @@ def likeliest(log_p: np.ndarray, tags: Sequence[str]) -> list[int]:
 
 def transitions(tags: Sequence[str]) -> np.ndarray:
     """Whether the tag of a column may follow the tag of a row, [tags, tags]."""
+    import numpy as np
+
     kinds = [name.partition("-")[2] for name in tags]
     return np.array(
         [
