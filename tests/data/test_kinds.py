@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -411,6 +412,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     message = str(error(write(tmp_path, jsonl(row))))
     assert "Found are the question ('question'), the passage ('contexts'), but not the answers" in message
     assert "--column answers=NAME" in message
+    several = {"question": "Where?", "context": "In Paris.", "article": "In Rome.", "answer": "Paris"}
+    assert "'context', 'article' could all be the passage" in str(error(write(tmp_path, jsonl(several))))
     assert "but not the tags: name it" in str(error(write(tmp_path, jsonl({"tokens": ["a"]}))))
 
 
@@ -493,3 +496,14 @@ def test_real_choices() -> None:
     assert (len(dataset.records), dataset.kind) == (400, "question with options")
     assert dataset.records[0].text == "My body cast a shadow over the grass.\nWhat was the cause of this?"
     assert dataset.records[0].answers == ("The sun was rising.",)
+
+
+def test_every_example_of_the_documentation_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text("utf-8")
+    examples = re.findall(r"^\|.*\| `([\[{].*[\]}])` \|", page, re.MULTILINE)
+    kinds = Counter(read(write(tmp_path, example)).kind for example in examples)
+    assert kinds["conversation"] == 4
+    assert min(kinds[k] for k in ("text with entities", "question with options")) >= 4
+    assert {"labelled text", "plain text", "text with several labels", "question"} < set(kinds)
+    block = re.search(r"```text\n(-DOCSTART-.*?)```", page, re.DOTALL)
+    assert block and read(write(tmp_path, block[1], "a.conll")).records[0].spans == (Span(0, 12, "PER"),)
