@@ -222,6 +222,7 @@ def test_an_empty_list_is_one_of_spans_where_the_others_are(tmp_path: Path) -> N
 def test_pairs_of_a_text_and_its_annotations(tmp_path: Path) -> None:
     pair = ["Ada met Bob", {"entities": [[0, 3, "PER"], [8, 11, "PER"]]}]
     assert read(write(tmp_path, jsonl(pair, pair))).records[0] == ENTITIES
+    assert read(write(tmp_path, jsonl(pair, pair), "lines.json")).records[0] == ENTITIES
     assert read(write(tmp_path, jsonl(pair))).records == (ENTITIES,)
     assert read(write(tmp_path, json.dumps([pair, pair]), "a.json")).records[0] == ENTITIES
 
