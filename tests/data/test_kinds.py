@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -221,6 +222,7 @@ def test_an_empty_list_is_one_of_spans_where_the_others_are(tmp_path: Path) -> N
 def test_pairs_of_a_text_and_its_annotations(tmp_path: Path) -> None:
     pair = ["Ada met Bob", {"entities": [[0, 3, "PER"], [8, 11, "PER"]]}]
     assert read(write(tmp_path, jsonl(pair, pair))).records[0] == ENTITIES
+    assert read(write(tmp_path, jsonl(pair, pair), "lines.json")).records[0] == ENTITIES
     assert read(write(tmp_path, jsonl(pair))).records == (ENTITIES,)
     assert read(write(tmp_path, json.dumps([pair, pair]), "a.json")).records[0] == ENTITIES
 
@@ -411,6 +413,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     message = str(error(write(tmp_path, jsonl(row))))
     assert "Found are the question ('question'), the passage ('contexts'), but not the answers" in message
     assert "--column answers=NAME" in message
+    several = {"question": "Where?", "context": "In Paris.", "article": "In Rome.", "answer": "Paris"}
+    assert "'context', 'article' could all be the passage" in str(error(write(tmp_path, jsonl(several))))
     assert "but not the tags: name it" in str(error(write(tmp_path, jsonl({"tokens": ["a"]}))))
 
 
@@ -493,3 +497,14 @@ def test_real_choices() -> None:
     assert (len(dataset.records), dataset.kind) == (400, "question with options")
     assert dataset.records[0].text == "My body cast a shadow over the grass.\nWhat was the cause of this?"
     assert dataset.records[0].answers == ("The sun was rising.",)
+
+
+def test_every_example_of_the_documentation_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text("utf-8")
+    examples = re.findall(r"^\|.*\| `([\[{].*[\]}])` \|", page, re.MULTILINE)
+    kinds = Counter(read(write(tmp_path, example)).kind for example in examples)
+    assert kinds["conversation"] == 4
+    assert min(kinds[k] for k in ("text with entities", "question with options")) >= 4
+    assert {"labelled text", "plain text", "text with several labels", "question"} < set(kinds)
+    block = re.search(r"```text\n(-DOCSTART-.*?)```", page, re.DOTALL)
+    assert block and read(write(tmp_path, block[1], "a.conll")).records[0].spans == (Span(0, 12, "PER"),)

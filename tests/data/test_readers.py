@@ -8,11 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from heptune.core.errors import DataError, HeptuneError, UsageError
-from heptune.data.readers import Dataset, locate, read
+from heptune.data.readers import locate, read
 from heptune.data.record import Message, Record
 
 USER, REPLY = Message("user", "Hi"), Message("assistant", "Hello")
@@ -396,82 +394,6 @@ def test_a_file_without_permission_is_explained(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text,label\na,x")
     path.chmod(0)
     assert "cannot be read: Permission denied" in str(error(path))
-
-
-def rows_of_any_shape() -> st.SearchStrategy[list[object]]:
-    columns = st.sampled_from(
-        ["text", "label", "messages", "prompt", "completion", "instruction", "output", "system", "x"]
-    )
-    leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-    turn = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "x"]), "content": leaf})
-    value = leaf | st.lists(turn | leaf, max_size=3)
-    return st.lists(st.dictionaries(columns, value, max_size=4) | leaf, max_size=4)
-
-
-def read_or_refuse(path: Path) -> Dataset | None:
-    """The data set with at least one record, or None for an error made for people; nothing else may happen."""
-    try:
-        dataset = read(path, skip_bad=True)
-    except DataError as problem:
-        assert problem.problem.strip()
-        str(problem).encode()
-        return None
-    assert dataset.records
-    assert {record.kind for record in dataset.records} == {dataset.kind}
-    return dataset
-
-
-QUIET = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SUFFIXES = st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ""])
-
-
-@QUIET
-@given(content=st.binary(max_size=80), suffix=SUFFIXES)
-def test_any_bytes_give_records_or_a_data_error(tmp_path: Path, content: bytes, suffix: str) -> None:
-    read_or_refuse(write(tmp_path, "fuzz" + suffix, content))
-
-
-PIECES = st.sampled_from(
-    [
-        "text",
-        "label",
-        ",",
-        ";",
-        "\t",
-        "\n",
-        "\r",
-        '"',
-        '""',
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        '{"text": "a"}',
-        "\\ud800",
-        "é",
-        "\x1c",
-    ]
-)
-
-
-@QUIET
-@given(
-    pieces=st.lists(PIECES, max_size=25), header=st.sampled_from(["", "text,label\n", "text\tlabel\n"]), suffix=SUFFIXES
-)
-def test_any_arrangement_of_syntax_gives_records_or_a_data_error(
-    tmp_path: Path, pieces: list[str], header: str, suffix: str
-) -> None:
-    read_or_refuse(write(tmp_path, "fuzz" + suffix, header + "".join(pieces)))
-
-
-@QUIET
-@given(rows=rows_of_any_shape(), suffix=SUFFIXES, array=st.booleans())
-def test_any_rows_give_records_or_a_data_error(tmp_path: Path, rows: list[object], suffix: str, array: bool) -> None:
-    content = json.dumps(rows) if array else jsonl(*rows)
-    dataset = read_or_refuse(write(tmp_path, "fuzz" + suffix, content))
-    if dataset is not None and dataset.format.startswith("JSON"):
-        assert len(dataset.records) + len(dataset.skipped) == len(rows)
 
 
 def test_parts_of_a_folder(tmp_path: Path) -> None:

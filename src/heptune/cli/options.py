@@ -42,7 +42,7 @@ DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="JSON lines, JSON, CSV, TSV or plain text; or a folder with train.*, dev.* and test.* files.",
+        help="JSON lines, JSON, CSV, TSV, CoNLL or plain text; or a folder with train.*, dev.* and test.* files.",
         show_default=False,
     ),
 ]

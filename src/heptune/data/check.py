@@ -26,19 +26,10 @@ IMBALANCE = 10  # largest label / smallest label: above it accuracy says little 
 DUPLICATE_SHARE = 0.01
 SHOWN = 5  # examples in a message
 # Columns whose content changes what a row means: reading the rest without them deserves a warning.
-MEANINGFUL: tuple[str, ...] = (
-    "label",
-    "labels",
-    "rejected",
-    "chosen",
-    "image",
-    "images",
-    "context",
-    "passage",
-    "tools",
-    "system",
+MEANINGFUL = (
+    *("label", "labels", "spans", "entities", "options", "choices", "paragraphs", "context", "passage"),
+    *("rejected", "chosen", "image", "images", "tools", "system"),
 )
-MEANINGFUL += ("spans", "entities", "options", "choices", "paragraphs")
 # What two records with the same text must not differ in, by their kind.
 CONFLICTS = {
     "text with several labels": "more than one set of labels",

@@ -17,7 +17,7 @@ START, END, TYPE = ("start", "start_offset"), ("end", "end_offset"), ("label", "
 
 def tagged(row: Row, tokens: str, tags: str, scheme: Scheme, line: int) -> Record:
     """Tagged tokens: the text is the tokens with single blanks between them. Raises `TagError` for invalid tags."""
-    words, names = _strings(row, tokens), strings_of_tags(row, tags)
+    words, names = _strings(row, tokens), _tags(row, tags)
     if len(words) != len(names):
         raise DataError(
             f"there are {len(words)} tokens (column {tokens!r}), but {len(names)} tags (column {tags!r}); "
@@ -40,8 +40,7 @@ def tagged(row: Row, tokens: str, tags: str, scheme: Scheme, line: int) -> Recor
     return Record(line, text=text, spans=spans)
 
 
-def strings_of_tags(row: Row, name: str) -> Sequence[str]:
-    """The tags of a row. Raises DataError when they are numbers or no list."""
+def _tags(row: Row, name: str) -> Sequence[str]:
     value = row[name]
     if isinstance(value, list) and any(type(tag) is int for tag in value):
         raise DataError(

@@ -235,7 +235,7 @@ def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
             return _elements([value] if _is_pair(value) else value, path)
         if problem is None and isinstance(value, dict):
             return _object(value, text, path, columns)
-        if suffix in LINES or (body[0] == "{" and _looks_like_lines(body)):
+        if suffix in LINES or _looks_like_lines(body):
             return _json_lines(text, path)
         if suffix not in (*TABLES, *PLAIN):
             if problem is None:
@@ -258,8 +258,10 @@ def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
 
 
 def _looks_like_lines(body: str) -> bool:
-    """Whether a file that begins with { is one object a line, perhaps with damaged lines, and not one large object."""
+    """Whether this is one object (or pair) a line, perhaps with damaged lines, and not one large object or list."""
     lines = [line.strip() for line in body.split("\n") if line.strip()]
+    if body[0] != "{":
+        return _is_pair(_loads(lines[0])[0])
     return isinstance(_loads(lines[0])[0], dict) or sum(x[0] == "{" and x[-1] == "}" for x in lines) * 2 > len(lines)
 
 

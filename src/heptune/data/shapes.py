@@ -194,7 +194,10 @@ def _shape_of(name: str, roles: Sequence[str], row: Row, columns: Mapping[str, s
 
 
 def _prompted(row: Row, columns: Mapping[str, str]) -> Shape | None:
-    return _shape_of(PROMPT, ("prompt", "completion"), row, columns)
+    shape = _shape_of(PROMPT, ("prompt", "completion"), row, columns)
+    # A question with several passages is not read without them.
+    asks = shape is not None and shape.required[0][1].strip().lower() == "question"
+    return None if asks and len(find("passage", row, columns)) > 1 else shape
 
 
 def _pairs(row: Row, columns: Mapping[str, str]) -> list[Shape]:
@@ -237,7 +240,7 @@ def _tagged(row: Row, columns: Mapping[str, str]) -> Shape | None:
 
 
 def _slots(row: Row) -> Shape | None:
-    found = find("userInput".lower(), row, {})
+    found = find("userinput", row, {})
     is_turn = bool(found) and isinstance(row[found[0]], dict) and "text" in row[found[0]]
     return Shape(SLOTS, (("userinput", found[0]),)) if is_turn else None
 
@@ -284,10 +287,15 @@ def agree(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
     could have several shapes.
     """
     shapes: Counter[tuple[Shape, ...]] = Counter()
+    of_names: dict[tuple[str, ...], tuple[Shape, ...]] = {}  # rows without lists and objects differ by their names only
     for row in rows:
-        found = candidates(row, columns)
+        names = tuple(row)
+        if any(isinstance(value, list | dict) for value in row.values()):
+            found = tuple(candidates(row, columns))
+        else:
+            found = of_names.get(names) or of_names.setdefault(names, tuple(candidates(row, columns)))
         if found:
-            shapes[tuple(found)] += 1
+            shapes[found] += 1
     if not shapes:
         raise _unrecognised(rows[0], columns)
     best = shapes.most_common(1)[0][0]
