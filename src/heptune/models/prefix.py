@@ -75,7 +75,8 @@ def record(anatomy: Anatomy, ids: torch.Tensor) -> torch.Tensor:
 def _record(anatomy: Anatomy, state: AttentionState, ids: torch.Tensor) -> torch.Tensor:
     before, state.record = state.record, {}
     try:
-        anatomy.decoder(input_ids=ids[None], use_cache=False)
+        with state.over(None):  # it may be asked for inside a forest
+            anatomy.decoder(input_ids=ids[None], use_cache=False)
         found = state.record
     finally:
         state.record = before

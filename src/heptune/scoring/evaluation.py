@@ -44,7 +44,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction]."""
+    """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction].
+    `cut` examples were longer than the limit; `lost` of them lost what is the answer."""
 
     task: str
     part: str
@@ -55,6 +56,7 @@ class Evaluation:
     labels: tuple[str, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     cut: int = 0
+    lost: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

@@ -9,7 +9,9 @@ from heptune.core.errors import DataError
 from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
 from heptune.data.record import Record
+from heptune.tasks.answer import Answer
 from heptune.tasks.chat import Chat
+from heptune.tasks.choose import Choose
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.options import AS_IT_IS
@@ -49,7 +51,7 @@ class Task(Protocol):
         """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Answer, Choose)}
 
 
 def names() -> list[str]:

@@ -10,16 +10,20 @@ import numpy as np
 import transformers
 
 from heptune import tasks, techniques
-from heptune.core.errors import RunError
-from heptune.core.events import Listener
+from heptune.core.errors import RunError, UsageError
+from heptune.core.events import Listener, ignore
 from heptune.data.record import Message, Record
 from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
+from heptune.scoring.exams.answer import meant
+from heptune.scoring.exams.choose import ChooseExam
 from heptune.scoring.generate import Sampling, reply
 from heptune.scoring.score import Scorer, normalised
+from heptune.tasks.answer import ANSWER_TOKENS, Answer
 from heptune.tasks.chat import Chat
+from heptune.tasks.choose import Choose
 from heptune.tasks.classify import Classify
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
@@ -72,11 +76,34 @@ class Tuned:
     def classify(self, text: str) -> dict[str, float]:
         """The probability of each label, likeliest first. Raises `RunError` when the run learned another task."""
         if not isinstance(self.task, Classify):
-            raise RunError(f"{self.run.folder} learned {self.task.name}, not classify; ask it with reply()")
+            raise self._learned_another("classify")
         log_p = self.scorer.labels(self.task, [Record(1, text=text, label=self.task.labels[0])], "scoring")
         probabilities = np.exp(normalised(log_p))[0]
         pairs = zip(self.task.labels, map(float, probabilities), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+    def answer(self, question: str, passage: str = "") -> str:
+        """The answer to a question, perhaps about a passage; '' where the model says that there is none. Raises
+        `RunError` when the run learned another task."""
+        if not isinstance(self.task, Answer):
+            raise self._learned_another("answer")
+        asked = self.task.asked(Record(1, text=question, passage=passage), self.template, self.scorer.max_length)
+        return meant(reply(self.anatomy, self.template, asked.messages, Sampling(max_tokens=ANSWER_TOKENS)))
+
+    def choose(self, question: str, options: Sequence[str], passage: str = "") -> dict[str, float]:
+        """The probability of each option, likeliest first. Raises `RunError` when the run learned another task."""
+        if not isinstance(self.task, Choose):
+            raise self._learned_another("choose")
+        if len(set(options)) < max(2, len(options)):
+            raise UsageError(f"choosing needs at least two different options, each once; found {list(options)}")
+        record = Record(1, text=question, passage=passage, options=tuple(options), answers=(options[0],))
+        (scores,) = ChooseExam(self.task).answers(self.scorer, [record], "scoring", ignore).scores
+        pairs = zip(options, map(float, np.exp(normalised(scores[None]))[0]), strict=True)
+        return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+    def _learned_another(self, wanted: str) -> RunError:
+        method = self.task.name if self.task.name in ("classify", "answer", "choose") else "reply"
+        return RunError(f"{self.run.folder} learned {self.task.name}, not {wanted}; ask it with {method}()")
 
     def reply(
         self,

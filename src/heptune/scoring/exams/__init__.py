@@ -9,7 +9,9 @@ from heptune.core.events import Listener
 from heptune.data.record import Record
 from heptune.engine.loop import Validation
 from heptune.scoring.evaluation import Evaluation
+from heptune.scoring.exams.answer import AnswerExam
 from heptune.scoring.exams.chat import ChatExam
+from heptune.scoring.exams.choose import ChooseExam
 from heptune.scoring.exams.classify import ClassifyExam
 from heptune.scoring.score import Scorer
 from heptune.tasks import Task
@@ -41,7 +43,7 @@ class Exam(Protocol):
         """
 
 
-_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam}
+_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam, "answer": AnswerExam, "choose": ChooseExam}
 
 
 def exam_of(task: Task) -> Exam:
