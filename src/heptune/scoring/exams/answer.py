@@ -149,4 +149,5 @@ def _shown(record: Record, accepted: Sequence[str], base: str, tuned: str) -> Sh
     text = f"{record.text} ({record.passage})" if record.passage else record.text or ""
     score, exact = squad.token_f1(tuned, accepted), squad.exact_match(tuned, accepted)
     better = True if exact else None if score else False
-    return Shown(text, *(answer or f"({UNANSWERABLE})" for answer in (accepted[0], base, tuned)), better)
+    truth, before, now = (answer or f"({UNANSWERABLE})" for answer in (accepted[0], base, tuned))
+    return Shown(text, truth, before, now, better)
