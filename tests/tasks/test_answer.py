@@ -93,7 +93,7 @@ def test_a_long_answer_loses_its_end() -> None:
 
 
 def test_an_instruction_that_does_not_fit() -> None:
-    with pytest.raises(DataError, match=rf"alone needs \d+ tokens.*48 for the answer there is room for 12") as caught:
+    with pytest.raises(DataError, match=r"alone needs \d+ tokens.*48 for the answer there is room for 12") as caught:
         TASK.encode(asked("Why?", "x", line=3), 0, TEMPLATE, 60)
     assert caught.value.line == 3
 
