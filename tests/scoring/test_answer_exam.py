@@ -10,6 +10,7 @@ from heptune.core.events import ignore
 from heptune.data.record import Record
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
+from heptune.reporting.words import evaluation_words
 from heptune.scoring.exams import exam_of
 from heptune.scoring.exams.answer import AnswerExam, Answers, meant, sentences
 from heptune.scoring.generate import Sampling, reply
@@ -127,4 +128,7 @@ def test_no_answer_is_told_in_brackets() -> None:
     found = EXAM.evaluation("the test part", records, records, base, tuned, seed=0)
     assert [row.name for row in found.rows][2:] == ["most similar training question", "most frequent answer"]
     assert [row.metrics["exact match"].value for row in found.rows] == [1, 0, 1, 1]
+    words = evaluation_words(found.to_json())
+    assert words[0].startswith("tuned is better than the untouched base by 1.000") and "F1" in words[0]
+    assert words[2].startswith("most frequent answer is as good as the tuned model")
     assert found.shown[0].truth == found.shown[0].tuned == "(unanswerable)" and found.shown[0].base == "Ada"

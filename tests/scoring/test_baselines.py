@@ -79,3 +79,24 @@ def test_nearest_places() -> None:
     assert nearest_places(TEXTS, ["very bad acting indeed", "zzz", "a good story"]) == [5, None, 1]
     assert nearest_places(["same words", "same words"], ["same words"]) == [0]
     assert nearest_places(TEXTS, []) == [] and nearest_places([], ["a"]) == [None]
+
+
+def test_the_most_similar_candidate_is_that_of_scikit_learn() -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.metrics.pairwise import cosine_similarity
+
+    texts = ["where does the river end", "who wrote the old book", "zebra"]
+    candidates = [
+        ["A book is old.", "The river is long.", "The river will end in the sea."],
+        ["The book was written by Ada.", "Ada wrote it.", "Who wrote the book?", "The river is long."],
+        ["nothing", "at all"],
+    ]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    vectorizer.fit(list(dict.fromkeys(text for own in candidates for text in own)))
+    expected = [
+        int(cosine_similarity(vectorizer.transform([text]), vectorizer.transform(own)).argmax())
+        for text, own in zip(texts, candidates, strict=True)
+    ]
+    assert baselines.most_similar(texts, candidates) == expected == [2, 2, 0]
+    assert baselines.most_similar([], []) == []
+    assert baselines.most_similar(["a"], [["!", "?"]]) == [0], "no word at all"

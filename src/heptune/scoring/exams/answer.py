@@ -74,7 +74,7 @@ class AnswerExam:
         tuned: Answers,
         seed: int,
     ) -> Evaluation:
-        """Exact match and F1 of all contenders, and the difference to the base in F1."""
+        """F1 and exact match of all contenders, and the difference to the base in F1."""
         accepted = [tuple(map(meant, record.answers)) for record in records]
         said = {"tuned": tuned.said, "base, untouched": base.said, **_without_model(train, records)}
         f1 = {
@@ -85,8 +85,8 @@ class AnswerExam:
         for name, texts in said.items():
             exact = [squad.exact_match(text, known) for text, known in zip(texts, accepted, strict=True)]
             metrics = {
-                "exact match": statistics.accuracy(exact),
                 "F1": statistics.bootstrap(np.mean, np.array(f1[name]), seed=seed),
+                "exact match": statistics.accuracy(exact),
             }
             rows.append(Row(name, metrics))
         gains = np.array(f1["tuned"]) - np.array(f1["base, untouched"])
