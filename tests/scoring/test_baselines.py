@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from heptune.core.errors import DataError
-from heptune.scoring.baselines import NEIGHBOURS, majority, nearest, nearest_places, tfidf
+from heptune.scoring.baselines import NEIGHBOURS, majority, most_similar, nearest, nearest_places, tfidf
 
 TEXTS = ["good film", "a good story", "very good acting", "bad film", "a bad story", "very bad acting"]
 LABELS = ["pos", "pos", "pos", "neg", "neg", "neg"]
@@ -82,8 +83,6 @@ def test_nearest_places() -> None:
 
 
 def test_the_most_similar_candidate_is_that_of_scikit_learn() -> None:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.metrics.pairwise import cosine_similarity
 
     texts = ["where does the river end", "who wrote the old book", "zebra"]
     candidates = [
@@ -97,6 +96,6 @@ def test_the_most_similar_candidate_is_that_of_scikit_learn() -> None:
         int(cosine_similarity(vectorizer.transform([text]), vectorizer.transform(own)).argmax())
         for text, own in zip(texts, candidates, strict=True)
     ]
-    assert baselines.most_similar(texts, candidates) == expected == [2, 2, 0]
-    assert baselines.most_similar([], []) == []
-    assert baselines.most_similar(["a"], [["!", "?"]]) == [0], "no word at all"
+    assert most_similar(texts, candidates) == expected == [2, 2, 0]
+    assert most_similar([], []) == []
+    assert most_similar(["a"], [["!", "?"]]) == [0], "no word at all"
