@@ -468,6 +468,31 @@ def _races() -> list[dict[str, Any]]:
     return [json.loads(path.read_text("utf-8")) for path in paths]
 
 
+def label_scoring(_: str) -> str:
+    """One forest beside one forward pass for each label, from docs/results/labels.json."""
+    report = _report("labels")
+    if not report:
+        return "Not measured yet.\n"
+    rows = [
+        (
+            str(number),
+            str(text["prompt_tokens"]),
+            f"{text['plain_s']:.2f} s",
+            f"{text['forest_s']:.2f} s",
+            f"{text['plain_s'] / text['forest_s']:.1f}",
+        )
+        for number, text in enumerate(report["texts"], 1)
+    ]
+    ratio, labels = report["ratio"], report["texts"][0]["label_tokens"]
+    return (
+        table(("text", "tokens of the prompt", "plain", "forest", "times faster"), rows)
+        + f"\n{report['labels']} labels of {labels} tokens in all. The forest is {ratio['median']:.1f} times faster "
+        f"(median of {len(rows)} texts; {ratio['min']:.1f} to {ratio['max']:.1f}), all texts together "
+        f"{report['ratio_together']:.1f} times. The scores differ by {report['largest_difference']:.0e} of their size "
+        f"at most. Threads: {report['threads']}; {report['machine']}.\n"
+    )
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -491,6 +516,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "verdict races": verdict_races,
     "regret": regret,
     "grids": grids,
+    "labels": label_scoring,
 }
 
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from heptune.core.errors import DataError
-from heptune.scoring.baselines import NEIGHBOURS, majority, nearest, nearest_places, tfidf
+from heptune.scoring.baselines import NEIGHBOURS, majority, most_similar, nearest, nearest_places, tfidf
 
 TEXTS = ["good film", "a good story", "very good acting", "bad film", "a bad story", "very bad acting"]
 LABELS = ["pos", "pos", "pos", "neg", "neg", "neg"]
@@ -79,3 +80,22 @@ def test_nearest_places() -> None:
     assert nearest_places(TEXTS, ["very bad acting indeed", "zzz", "a good story"]) == [5, None, 1]
     assert nearest_places(["same words", "same words"], ["same words"]) == [0]
     assert nearest_places(TEXTS, []) == [] and nearest_places([], ["a"]) == [None]
+
+
+def test_the_most_similar_candidate_is_that_of_scikit_learn() -> None:
+
+    texts = ["where does the river end", "who wrote the old book", "zebra"]
+    candidates = [
+        ["A book is old.", "The river is long.", "The river will end in the sea."],
+        ["The book was written by Ada.", "Ada wrote it.", "Who wrote the book?", "The river is long."],
+        ["nothing", "at all"],
+    ]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    vectorizer.fit(list(dict.fromkeys(text for own in candidates for text in own)))
+    expected = [
+        int(cosine_similarity(vectorizer.transform([text]), vectorizer.transform(own)).argmax())
+        for text, own in zip(texts, candidates, strict=True)
+    ]
+    assert most_similar(texts, candidates) == expected == [2, 2, 0]
+    assert most_similar([], []) == []
+    assert most_similar(["a"], [["!", "?"]]) == [0], "no word at all"

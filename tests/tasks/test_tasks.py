@@ -42,6 +42,7 @@ def marked(example: Example) -> str:
 
 def test_names_and_choice() -> None:
     assert tasks.names()[:2] == ["classify", "chat"]
+    assert {"classify", "chat", "answer", "choose"} <= set(tasks.names())
     assert tasks.get("classify") is Classify and tasks.get("chat") is Chat
     assert tasks.choose(labelled("a", "b").kind) == "classify"
     assert tasks.choose(conversation("a", "b").kind) == "chat"

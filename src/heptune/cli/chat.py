@@ -1,6 +1,4 @@
-"""`heptune chat`: conversations with a run that learned chat, label probabilities from one that learned classify,
-marked entities from one that learned extract or tag.
-"""
+"""`heptune chat`: what a run has learned, put to use: conversations, labels, answers, or a choice among options."""
 
 from __future__ import annotations
 
@@ -8,11 +6,13 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from heptune.cli import options
+from heptune.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from heptune.tasks.extract import Entity
 
 LABELS_SHOWN = 10
+NO_ANSWER = "(no answer)"
 
 
 def chat(
@@ -42,6 +43,16 @@ def chat(
     ] = 0.9,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens (chat only).")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same replies (chat only).")] = 0,
+    passage: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|TEXT", help="What the questions are about (answer, choose).", show_default="none"),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="One of the options to choose from; to be repeated (choose).", show_default="none"
+        ),
+    ] = None,
     threads: options.Threads = None,
 ) -> None:
     """Talk to RUN. /reset forgets the conversation, /exit or Ctrl-D leaves."""
@@ -54,7 +65,8 @@ def chat(
         tuned = api.open_run(run, listener=listener)
     sampling = api.Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     screen = console()
-    partner = _Partner(tuned, sampling, system, screen)
+    _check(tuned.task.name, passage, option)
+    partner = _Partner(tuned, sampling, system, screen, "" if passage is None else _text_of(passage), option or [])
     if once is not None:
         partner.answer(once)
         return
@@ -63,11 +75,41 @@ def chat(
     _talk(partner)
 
 
+def _check(task: str, passage: str | None, chosen_from: list[str] | None) -> None:
+    """Nothing that is given is ignored, and nothing that is needed is missing."""
+    if passage is not None and task not in ("answer", "choose"):
+        raise UsageError(f"the run learned {task}, which reads no --passage; put the text into the message")
+    if chosen_from and task != "choose":
+        raise UsageError(f"the run learned {task}, which chooses from no --option; leave it out")
+    if task == "choose" and not chosen_from:
+        raise UsageError("the run learned choose: name what it shall choose from, --option TEXT for each")
+
+
+def _text_of(passage: str) -> str:
+    """The content of a file of that name, or the text itself."""
+    with contextlib.suppress(OSError):  # a text may be too long for a name
+        if Path(passage).is_file():
+            try:
+                return Path(passage).read_text("utf-8")
+            except UnicodeDecodeError:
+                raise UsageError(f"{passage} is not UTF-8 text; convert it, or give the text itself") from None
+    return passage
+
+
 class _Partner:
     """One conversation with a tuned model."""
 
-    def __init__(self, tuned: Tuned, sampling: object, system: str | None, screen: Console) -> None:
+    def __init__(
+        self,
+        tuned: Tuned,
+        sampling: object,
+        system: str | None,
+        screen: Console,
+        passage: str = "",
+        chosen_from: Sequence[str] = (),
+    ) -> None:
         self.tuned, self.sampling, self.system, self.screen = tuned, sampling, system, screen
+        self.passage, self.chosen_from = passage, chosen_from
         self.reset()
 
     def reset(self) -> None:
@@ -77,15 +119,22 @@ class _Partner:
         self.messages = [] if self.system is None else [api.Message("system", self.system)]
 
     def answer(self, text: str) -> None:
-        """Prints the labels' probabilities, the entities, or the reply as it grows; one that is broken off is not
+        """Prints probabilities, entities, an answer, or the reply as it grows; one that is broken off is not
         remembered."""
         from heptune import api
 
-        if self.tuned.task.name in ("classify", "label"):
+        task = self.tuned.task.name
+        if task in ("classify", "label"):
             print_labels(self.tuned.classify(text), self.screen)
             return
-        if self.tuned.task.name in ("extract", "tag"):
+        if task in ("extract", "tag"):
             print_entities(text, self.tuned.extract(text), self.screen)
+            return
+        if task == "choose":
+            print_labels(self.tuned.choose(text, self.chosen_from, self.passage), self.screen)
+            return
+        if task == "answer":
+            print(self.tuned.answer(text, self.passage) or NO_ANSWER)
             return
         asked = [*self.messages, api.Message("user", text)]
         said = self.tuned.reply(asked, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
@@ -94,7 +143,7 @@ class _Partner:
 
 
 def print_labels(found: dict[str, float], screen: Console) -> None:
-    """The likeliest labels and their probabilities."""
+    """The likeliest labels or options and their probabilities."""
     from heptune.cli.show import bar
 
     probabilities = list(found.items())
@@ -102,7 +151,7 @@ def print_labels(found: dict[str, float], screen: Console) -> None:
     for label, probability in probabilities[:LABELS_SHOWN]:
         screen.print(f"{label:<{width}}  {probability:6.1%}  {bar(probability)}", soft_wrap=True)
     if len(probabilities) > LABELS_SHOWN:
-        screen.print(f"and {len(probabilities) - LABELS_SHOWN} labels that are less likely")
+        screen.print(f"and {len(probabilities) - LABELS_SHOWN} that are less likely")
 
 
 def print_entities(text: str, found: Sequence[Entity], screen: Console) -> None:

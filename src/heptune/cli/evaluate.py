@@ -64,7 +64,10 @@ def print_evaluation(result: Evaluation, screen: Console) -> None:
     for line in verdict(result):
         screen.print(line, soft_wrap=True)
     if result.cut:
-        screen.print(f"{result.cut} examples were longer than the run's --max-length and were cut.", soft_wrap=True)
+        lost = f", and {result.lost} of them lost their answer with it" if result.lost else ""
+        screen.print(
+            f"{result.cut} examples were longer than the run's --max-length and were cut{lost}.", soft_wrap=True
+        )
     if 0 < len(result.labels) <= MATRIX_LABELS:
         _print_confusion(result, screen)
     if result.per_type:

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import Cache
 
 from heptune.core.errors import BaseModelError, TechniqueError
 from heptune.core.events import Listener, Note, ignore
@@ -169,6 +170,26 @@ class Forward:
                 position_ids=(position + self.anatomy.first_position)[None],
                 attention_mask=_no_mask(self.device),
             )[0]
+
+    @torch.no_grad()
+    def likeliest(
+        self, token: np.ndarray, position: np.ndarray, visibility: Visibility, cache: Cache, rows: np.ndarray
+    ) -> np.ndarray:
+        """Computes rows behind those that `cache` holds, adds them to it, and gives the token that is likeliest after
+        each of the `rows` among them. For architectures that attend over forests."""
+        assert self._state is not None
+        ids, place = (torch.from_numpy(a).to(self.device)[None] for a in (token, position))
+        with self._state.over(visibility):
+            output = self.anatomy.decoder(
+                input_ids=ids,
+                position_ids=place,
+                attention_mask=_no_mask(self.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        logits = self._head()(output.last_hidden_state[0, torch.from_numpy(rows).to(self.device)])
+        logits = logits if self._transform is None else self._transform(logits)
+        return logits.argmax(-1).cpu().numpy()
 
     def _placed(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with the technique's virtual tokens in their places."""

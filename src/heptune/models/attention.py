@@ -89,6 +89,26 @@ class Visibility:
         return Block(start, stop, keys, torch.from_numpy(visible).to(self.device))
 
 
+class Extension(Visibility):
+    """Who sees whom where rows come behind others whose keys and values are kept.
+
+    `seen` [rows, keys] says which keys each row sees, its own among them; `position` [rows] and `key_position` [keys]
+    are the places in their own sequences.
+    """
+
+    def __init__(self, seen: np.ndarray, position: np.ndarray, key_position: np.ndarray, device: torch.device) -> None:
+        super().__init__(np.zeros(0, np.int64), position, device)
+        self.seen, self.key_position = seen, key_position
+
+    def blocks(self, window: int | None = None) -> list[Block]:
+        """All rows as one block that meets all keys."""
+        rows, keys = self.seen.shape
+        visible = self.seen
+        if window is not None:
+            visible = visible & (self.position[:, None] - self.key_position[None] < window)
+        return [Block(0, rows, slice(0, keys), torch.from_numpy(visible).to(self.device))]
+
+
 # A layer's keys and values, [K, P, D] each.
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
@@ -111,9 +131,9 @@ class AttentionState:
         self.takes_prefixes = False
 
     @contextmanager
-    def over(self, visibility: Visibility) -> Iterator[None]:
-        """Attention follows this forest inside the block. The backward pass belongs inside too: recomputing an
-        activation runs the attention again."""
+    def over(self, visibility: Visibility | None) -> Iterator[None]:
+        """Attention follows this forest inside the block (None: an ordinary call). The backward pass belongs inside
+        too: recomputing an activation runs the attention again."""
         before, self.visibility = self.visibility, visibility
         try:
             yield

@@ -76,7 +76,8 @@ def record(anatomy: Anatomy, ids: torch.Tensor) -> torch.Tensor:
 def _record(anatomy: Anatomy, state: AttentionState, ids: torch.Tensor) -> torch.Tensor:
     before, state.record = state.record, {}
     try:
-        anatomy.states(input_ids=ids[None])
+        with state.over(None):  # it may be asked for inside a forest
+            anatomy.states(input_ids=ids[None])
         found = state.record
     finally:
         state.record = before

@@ -1,7 +1,8 @@
 """What has to be beaten, on the very examples that the verdict is spoken on.
 
 The untouched base without and with examples in its prompt; for labels a linear model on word counts, the nearest
-training texts, and the most frequent label; for conversations the base behind the nearest training conversation.
+training texts, and the most frequent label; for options what chooses without a model; for conversations the base
+behind the nearest training conversation.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,12 @@ from heptune.engine.memory import used_bytes
 from heptune.scoring import baselines
 from heptune.scoring.exams import exam_of
 from heptune.scoring.exams.chat import of_losses
+from heptune.scoring.exams.choose import without_model
 from heptune.scoring.exams.classify import of_labels
 from heptune.scoring.score import Scorer
 from heptune.scoring.shots import FewShot, FewShotChat, calibrated_labels
 from heptune.tasks.chat import Chat
+from heptune.tasks.choose import Choose, right
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
@@ -59,7 +63,9 @@ def rivals(
             positions = shown.positions(scorer.template)
             words = f"{len(shown.shots)} examples ({positions} tokens) before every request"
             found["base, few-shot"] = base(shown, positions, words)
-        return found | _without_base(task, train, records, scorer.forward.device)
+        return found | _without_base(_labelling(task, train, records), scorer.forward.device)
+    if isinstance(task, Choose):
+        return found | _without_base(_choosing(train, records), scorer.forward.device)
     if not isinstance(task, Chat):
         return found
     several = FewShotChat.of(task, train, scorer.template, scorer.max_length, seed=seed)
@@ -82,9 +88,11 @@ class _Nearest:
         return self.tasks[index].encode(record, index, template, max_length)
 
 
-def _without_base(
-    task: Classify, train: Sequence[Record], records: Sequence[Record], device: torch.device
-) -> dict[str, dict[str, Any]]:
+# What a baseline without a model answers: its outcomes.
+Answering = Callable[[], dict[str, Any]]
+
+
+def _labelling(task: Classify, train: Sequence[Record], records: Sequence[Record]) -> dict[str, Answering]:
     texts, labels = [r.text or "" for r in train], [r.label or "" for r in train]
     asked, truth = [r.text or "" for r in records], [r.label or "" for r in records]
     made: dict[str, Callable[[], list[str]]] = {
@@ -92,13 +100,30 @@ def _without_base(
         "nearest training texts": lambda: baselines.nearest(texts, labels, asked),
         "most frequent label": lambda: baselines.majority(labels, len(asked)),
     }
-    found = {}
-    for name, predict in made.items():
-        began, before = time.monotonic(), used_bytes(device)
+
+    def answer(predict: Callable[[], list[str]]) -> dict[str, Any]:
         said = predict()
+        chosen = [task.labels.index(label) for label in said]
+        return {"chosen": chosen, "correct": np.equal(said, truth).astype(int).tolist()}
+
+    return {name: partial(answer, predict) for name, predict in made.items()}
+
+
+def _choosing(train: Sequence[Record], records: Sequence[Record]) -> dict[str, Answering]:
+    truth = [right(record) for record in records]
+
+    def answer(choose: Callable[[], list[int]]) -> dict[str, Any]:
+        return {"correct": np.equal(choose(), truth).astype(int).tolist()}
+
+    return {name: partial(answer, choose) for name, choose in without_model(train, records).items()}
+
+
+def _without_base(made: dict[str, Answering], device: torch.device) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, answer in made.items():
+        began, before = time.monotonic(), used_bytes(device)
         found[name] = {
-            "chosen": [task.labels.index(label) for label in said],
-            "correct": np.equal(said, truth).astype(int).tolist(),
+            **answer(),
             "time_s": time.monotonic() - began,
             "memory_bytes": max(0, used_bytes(device) - before),  # beyond the base's, which it does without
             **_serving(0, WITHOUT_BASE, "no model at all"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from heptune.reporting.findings import LESS_IS_BETTER
 from heptune.reporting.numbers import finite
 from heptune.reporting.reading import mapping, objects, text
 
@@ -13,12 +12,10 @@ def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
     """Sentences on an evaluation (`Evaluation.to_json`): tuned against the base, then against each other baseline."""
     rows = objects(evaluation.get("rows"))
     lines = [_comparison(mapping(evaluation.get("comparison")))]
-    metrics = mapping(rows[0].get("metrics")) if rows else {}
-    metric = next(iter(metrics), "")
-    tuned = mapping(metrics.get(metric)) if metric not in LESS_IS_BETTER else {}
+    tuned = _score(rows[0]) if rows else {}
     value, low = finite(tuned.get("value")), finite(tuned.get("low"))
     for row in rows[2:]:
-        name, score = text(row.get("name")), finite(mapping(mapping(row.get("metrics")).get(metric)).get("value"))
+        name, score = text(row.get("name")), finite(_score(row).get("value"))
         if value is None or score is None:
             continue
         if score >= value:
@@ -27,6 +24,12 @@ def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
         elif low is not None and score >= low:
             lines.append(f"{name} lies within the tuned model's interval: that the tuning is better is not shown.")
     return [line for line in lines if line]
+
+
+def _score(row: dict[str, Any]) -> dict[str, Any]:
+    """A contender's accuracy, or F1 where answers are free."""
+    metrics = mapping(row.get("metrics"))
+    return mapping(metrics.get("accuracy", metrics.get("F1")))
 
 
 def _comparison(comparison: dict[str, Any]) -> str:

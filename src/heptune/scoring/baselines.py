@@ -160,6 +160,20 @@ def _looked_up(types: dict[str, str], lengths: dict[str, list[int]], text: str) 
     return found
 
 
+def most_similar(texts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[int]:
+    """For each text the place of the one of its own candidates (at least one) that is most like it, by cosine
+    similarity of TF-IDF weights; of equal ones the first. How rare a word is comes from all candidates there are."""
+    flat = [candidate for own in candidates for candidate in own]
+    vectors = _vectors(list(dict.fromkeys(flat)), [*flat, *texts]) if texts else None
+    if vectors is None:
+        return [0] * len(texts)
+    known, asked = vectors[1][: len(flat)], vectors[1][len(flat) :]
+    owner = np.repeat(np.arange(len(texts)), [len(own) for own in candidates])
+    similarity = np.asarray(known.multiply(asked[owner]).sum(axis=1)).ravel().round(12)
+    ends = np.cumsum([len(own) for own in candidates])[:-1]
+    return [int(part.argmax()) for part in np.split(similarity, ends)]
+
+
 def _vectors(train_texts: Sequence[str], texts: Sequence[str]) -> tuple[Any, Any] | None:
     """TF-IDF rows of length 1 of both; None where the training texts have no word of two letters."""
     from sklearn.feature_extraction.text import TfidfVectorizer

@@ -54,7 +54,8 @@ class TypeRow:
 @dataclass(frozen=True)
 class Evaluation:
     """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction].
-    `per_type` has a row for each type of entity."""
+    `per_type` has a row for each type of entity. `cut` examples were longer than the limit; `lost` of them lost what is
+    the answer."""
 
     task: str
     part: str
@@ -66,6 +67,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...] = ()
     cut: int = 0
     per_type: tuple[TypeRow, ...] = ()
+    lost: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

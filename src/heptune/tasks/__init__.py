@@ -9,7 +9,9 @@ from heptune.core.errors import DataError
 from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
 from heptune.data.record import Record
+from heptune.tasks.answer import Answer
 from heptune.tasks.chat import Chat
+from heptune.tasks.choose import Choose
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.extract import Extract
@@ -52,7 +54,7 @@ class Task(Protocol):
         """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Label, Extract, Tag)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Extract, Answer, Choose, Label, Tag)}
 
 
 def names() -> list[str]:

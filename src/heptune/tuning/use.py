@@ -10,7 +10,7 @@ import numpy as np
 import transformers
 
 from heptune import tasks, techniques
-from heptune.core.errors import RunError
+from heptune.core.errors import RunError, UsageError
 from heptune.core.events import Listener, ignore
 from heptune.data.record import Message, Record
 from heptune.engine import headed
@@ -18,12 +18,16 @@ from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
+from heptune.scoring.exams.answer import meant
+from heptune.scoring.exams.choose import ChooseExam
 from heptune.scoring.exams.extract import extracted
 from heptune.scoring.exams.label import label_log_p
 from heptune.scoring.exams.tag import tagged
 from heptune.scoring.generate import Sampling, reply
 from heptune.scoring.score import Scorer, normalised, readout_of
+from heptune.tasks.answer import ANSWER_TOKENS, Answer
 from heptune.tasks.chat import Chat
+from heptune.tasks.choose import Choose
 from heptune.tasks.classify import Classify
 from heptune.tasks.extract import Entity, Extract, entities
 from heptune.tasks.label import Label
@@ -87,7 +91,7 @@ class Tuned:
         if isinstance(self.task, Label):
             return dict(sorted(self._labelled(self.task, text).items(), key=lambda pair: -pair[1]))
         if not isinstance(self.task, Classify):
-            raise RunError(f"{self.run.folder} learned {self.task.name}, not classify; ask it with reply()")
+            raise self._learned_another("classify")
         log_p = self.scorer.labels(self.task, [Record(1, text=text, label=self.task.labels[0])], "scoring")
         probabilities = np.exp(normalised(log_p))[0]
         pairs = zip(self.task.labels, map(float, probabilities), strict=True)
@@ -106,6 +110,29 @@ class Tuned:
             raise RunError(f"{self.run.folder} learned {self.task.name}, not extract")
         spans, _ = extracted(self.task, self.anatomy, self.template, self.scorer.max_length, text)
         return entities(text, spans)
+
+    def answer(self, question: str, passage: str = "") -> str:
+        """The answer to a question, perhaps about a passage; '' where the model says that there is none. Raises
+        `RunError` when the run learned another task."""
+        if not isinstance(self.task, Answer):
+            raise self._learned_another("answer")
+        asked = self.task.asked(Record(1, text=question, passage=passage), self.template, self.scorer.max_length)
+        return meant(reply(self.anatomy, self.template, asked.messages, Sampling(max_tokens=ANSWER_TOKENS)))
+
+    def choose(self, question: str, options: Sequence[str], passage: str = "") -> dict[str, float]:
+        """The probability of each option, likeliest first. Raises `RunError` when the run learned another task."""
+        if not isinstance(self.task, Choose):
+            raise self._learned_another("choose")
+        if len(set(options)) < max(2, len(options)):
+            raise UsageError(f"choosing needs at least two different options, each once; found {list(options)}")
+        record = Record(1, text=question, passage=passage, options=tuple(options), answers=(options[0],))
+        (scores,) = ChooseExam(self.task).answers(self.scorer, [record], "scoring", ignore).scores
+        pairs = zip(options, map(float, np.exp(normalised(scores[None]))[0]), strict=True)
+        return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+    def _learned_another(self, wanted: str) -> RunError:
+        method = self.task.name if self.task.name in ("classify", "answer", "choose") else "reply"
+        return RunError(f"{self.run.folder} learned {self.task.name}, not {wanted}; ask it with {method}()")
 
     def reply(
         self,

@@ -9,7 +9,9 @@ from heptune.core.events import Listener
 from heptune.data.record import Record
 from heptune.engine.loop import Validation
 from heptune.scoring.evaluation import Evaluation
+from heptune.scoring.exams.answer import AnswerExam
 from heptune.scoring.exams.chat import ChatExam
+from heptune.scoring.exams.choose import ChooseExam
 from heptune.scoring.exams.classify import ClassifyExam
 from heptune.scoring.exams.extract import ExtractExam
 from heptune.scoring.exams.label import LabelExam
@@ -50,6 +52,8 @@ _EXAMS: dict[str, Any] = {
     "label": LabelExam,
     "extract": ExtractExam,
     "tag": TagExam,
+    "answer": AnswerExam,
+    "choose": ChooseExam,
 }
 
 
