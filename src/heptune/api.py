@@ -16,8 +16,8 @@ from heptune.core.errors import DataError, HeptuneError
 from heptune.core.events import Listener, ignore
 from heptune.data.check import CheckReport, Lengths
 from heptune.data.check import check as check_data
+from heptune.data.corpus import opened as opened_data
 from heptune.data.parts import DataOptions, read_files
-from heptune.data.readers import read
 from heptune.data.record import Message as Message
 from heptune.data.record import Record
 from heptune.data.splits import sample
@@ -139,11 +139,11 @@ def evaluate(
     run = Run(folder)
     manifest = run.manifest
     run.artifact  # noqa: B018  (a run without one is refused before anything is loaded)
-    problem = problems.again(manifest)
+    problem = problems.again(manifest, listener)
     task, parts = problem.task, problem.parts
     part, records = parts.held_out()
     if data is not None:
-        part, records = str(data), list(read(data, columns=columns).records)
+        part, records = str(data), opened_data(data, columns=columns, listener=listener).records
     require_examples(records, part)
     exam = exam_of(task)
     exam.check(records, data)

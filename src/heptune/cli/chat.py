@@ -1,4 +1,5 @@
-"""`heptune chat`: conversations with a run that learned chat, label probabilities from one that learned classify."""
+"""`heptune chat`: conversations with a run that learned chat, label probabilities from one that learned classify, and
+texts that one that learned complete goes on with."""
 
 from __future__ import annotations
 
@@ -73,11 +74,17 @@ class _Partner:
         self.messages = [] if self.system is None else [api.Message("system", self.system)]
 
     def answer(self, text: str) -> None:
-        """Prints the labels' probabilities, or the reply as it grows; a reply that is broken off is not remembered."""
+        """Prints the labels' probabilities, or as they grow the reply or what the text goes on with; a reply that is
+        broken off is not remembered."""
         from heptune import api
 
         if self.tuned.task.name == "classify":
             print_labels(self.tuned.classify(text), self.screen)
+            return
+        if self.tuned.task.name == "complete":
+            print(text, end="", flush=True)
+            self.tuned.complete(text, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
+            print()
             return
         asked = [*self.messages, api.Message("user", text)]
         said = self.tuned.reply(asked, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ class Record:
       that they stand in
     - a question with options: `text`, `options`, and of them the right one as the only one of `answers`
     - a conversation: `messages` (at least one of role 'assistant')
-    - plain text: `text` alone
+    - plain text: `text` alone; `continued` where it is a stretch of a longer one and goes on in the next record
 
     `line` is where it starts in its file, counted from 1 (JSON arrays: the element's number).
     """
@@ -49,6 +49,7 @@ class Record:
     passage: str = ""
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    continued: bool = False
 
     @property
     def kind(self) -> str:

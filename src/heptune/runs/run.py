@@ -6,6 +6,7 @@
     best-000120/      the artifact after the best step so far
     artifact/         what the run leaves for use
     evaluations/      what `eval` found, one file each
+    tokens/           a corpus as tokens, where the task is complete
 
 Every file is whole or absent. One process at a time works in a run directory; a lock names it.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -66,6 +68,7 @@ class Run:
         """Takes back a run that never began, so that its folder is free for the next attempt."""
         for name in ("manifest.json", "events.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "tokens", ignore_errors=True)
         with suppress(OSError):  # something else lies in it
             self.folder.rmdir()
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from heptune.core.errors import BaseModelError
+from heptune.core.errors import BaseModelError, UsageError
 from heptune.core.seeds import derive
 from heptune.data.record import Message
 from heptune.models.anatomy import Anatomy, Placement
@@ -46,7 +46,29 @@ def reply(
 
     A reply ends where the model's positions do. Raises `BaseModelError` where the conversation leaves none.
     """
-    prompt = _prompt(anatomy.placement, template, messages)
+    return _generated(anatomy, template, _prompt(anatomy.placement, template, messages), sampling, on_text)
+
+
+def continuation(
+    anatomy: Anatomy,
+    template: ChatTemplate,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """How a document goes on whose beginning is `prompt`, up to its end. The rest is as in `reply`."""
+    if not prompt:
+        raise UsageError("there is nothing to go on from; write the beginning of a text")
+    return _generated(anatomy, template, _placed(anatomy.placement, prompt, 1), sampling, on_text)
+
+
+def _generated(
+    anatomy: Anatomy,
+    template: ChatTemplate,
+    prompt: list[int],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None,
+) -> str:
     model = anatomy.model
     device = next(model.parameters()).device
     tokens = torch.tensor([prompt], device=device)
@@ -80,6 +102,13 @@ def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Mes
         if segment.supervised:
             break
         lead += len(segment.tokens)
+    return _placed(placement, prompt, lead)
+
+
+def _placed(placement: Placement, prompt: Sequence[int], lead: int) -> list[int]:
+    """The prompt with the virtual tokens that stand before its first answer, which begins at `lead`."""
+    if not placement.inner:
+        return list(prompt)
     example = Example((*prompt, 0), tuple(t >= lead for t in range(len(prompt) + 1)), 0)
     return list(example.with_virtual_tokens(placement.front, placement.inner).tokens[:-1])
 

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Protocol, Self
 from heptune.core.errors import DataError
 from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
+from heptune.data.corpus import Documents
 from heptune.data.record import Record
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
+from heptune.tasks.complete import Complete
 from heptune.tasks.example import Example
 from heptune.tasks.options import AS_IT_IS
 from heptune.tasks.options import TaskOptions as TaskOptions
@@ -49,7 +51,7 @@ class Task(Protocol):
         """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Complete)}
 
 
 def names() -> list[str]:
@@ -84,7 +86,7 @@ def choose(kind: str) -> str:
 def pose(name: str, records: Sequence[Record], options: TaskOptions | None = None) -> Task:
     """The task of that name as these training records pose it. Raises DataError when they do not fit it."""
     task = get(name)
-    for record in records:
+    for record in records[:1] if isinstance(records, Documents) else records:
         if record.kind not in task.kinds:
             learnable = " or ".join(map(_article, task.kinds))
             raise DataError(

@@ -25,6 +25,9 @@ from heptune.models.load import Base
 from heptune.runs.run import EventLog, Run
 from heptune.scoring.exams import validation
 from heptune.scoring.score import Scorer
+from heptune.tasks.complete import Complete
+from heptune.tasks.example import Example
+from heptune.tasks.store import stored
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -34,6 +37,8 @@ from heptune.tuning.problem import Problem
 
 # Rows of one forward pass when nothing is differentiated.
 SCORING_ROWS = 4096
+# Where a run keeps a corpus as tokens.
+TOKENS = "tokens"
 
 
 def begin(
@@ -91,7 +96,7 @@ def prepare(run: Run, listener: Listener) -> tuple[Run, Base, Technique, Problem
     """What a run that has begun is trained with. Raises `RunError` when it is no longer what it began with."""
     manifest = run.manifest
     technique = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
-    problem = problems.again(manifest)
+    problem = problems.again(manifest, listener)
     base = bases.load_again(manifest, technique, listener)
     _tell_changes(manifest, listener)
     return run, base, technique, problem
@@ -111,7 +116,7 @@ def train(
         listener(event)
 
     with run.locked():
-        examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
+        examples = _examples(run, problem, template, settings, tell)
         anatomy = dissect(base.model)
         if "predicted" not in run.manifest:
             run.update(predicted=predicted(base.name, anatomy, technique, problem, template, settings, listener))
@@ -157,6 +162,17 @@ def train(
     return run
 
 
+def _examples(
+    run: Run, problem: Problem, template: ChatTemplate, settings: Settings, tell: Listener
+) -> Sequence[Example]:
+    """What is learned from; of a corpus it lies on disk."""
+    if not isinstance(problem.task, Complete):
+        return tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
+    made_from = {"tokenizer": run.manifest["base"]["fingerprint"], **problem.to_json()}
+    folder = run.folder / TOKENS
+    return stored(folder, made_from, problem.task, problem.parts.train, template, settings.max_length, tell)
+
+
 def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:
     state = outcome.state
     return {
@@ -173,7 +189,7 @@ def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:
     }
 
 
-def judged_on(problem: Problem, limit: int, seed: int) -> list[Record]:
+def judged_on(problem: Problem, limit: int, seed: int) -> Sequence[Record]:
     """The validation records that judge a run while it trains."""
     records = problem.parts.validation
     return [records[i] for i in sample(records, range(len(records)), limit, seed)]

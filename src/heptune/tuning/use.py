@@ -17,10 +17,11 @@ from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
-from heptune.scoring.generate import Sampling, reply
+from heptune.scoring.generate import Sampling, continuation, reply
 from heptune.scoring.score import Scorer, normalised
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
+from heptune.tasks.complete import Complete
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -77,6 +78,13 @@ class Tuned:
         probabilities = np.exp(normalised(log_p))[0]
         pairs = zip(self.task.labels, map(float, probabilities), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+    def complete(
+        self, text: str, sampling: Sampling | None = None, on_text: Callable[[str], None] | None = None
+    ) -> str:
+        """How a document goes on that begins with `text`; `on_text` receives it as it grows."""
+        prompt = Complete().prompt(text, self.template)
+        return continuation(self.anatomy, self.template, prompt, sampling or Sampling(), on_text)
 
     def reply(
         self,

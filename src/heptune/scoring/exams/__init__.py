@@ -11,6 +11,7 @@ from heptune.engine.loop import Validation
 from heptune.scoring.evaluation import Evaluation
 from heptune.scoring.exams.chat import ChatExam
 from heptune.scoring.exams.classify import ClassifyExam
+from heptune.scoring.exams.complete import CompleteExam
 from heptune.scoring.score import Scorer
 from heptune.tasks import Task
 
@@ -41,7 +42,7 @@ class Exam(Protocol):
         """
 
 
-_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam}
+_EXAMS: dict[str, Any] = {"classify": ClassifyExam, "chat": ChatExam, "complete": CompleteExam}
 
 
 def exam_of(task: Task) -> Exam:
