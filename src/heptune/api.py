@@ -1,4 +1,5 @@
-"""The verbs: plan, tune, resume, race, evaluate, report, load, check, explain. The command line calls nothing else."""
+"""The verbs: plan, tune, pretrain, resume, race, evaluate, report, load, check, explain. The command line calls nothing
+else."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import fetch_base as fetch_base  # for a command that shows it as a step of its own
 from heptune.models.load import load_tokenizer
+from heptune.models.newborn import CONTEXT, PRETRAINING, VOCABULARY
 from heptune.racing import course
 from heptune.racing.entry import Terms, enter
 from heptune.racing.race import Race
@@ -38,8 +40,8 @@ from heptune.tasks.options import TaskOptions
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
+from heptune.tuning import pretraining, training
 from heptune.tuning import problem as problems
-from heptune.tuning import training
 from heptune.tuning.use import Bare, Tuned, opened
 
 
@@ -76,12 +78,38 @@ def tune(
         raise
 
 
+def pretrain(
+    config: str,
+    corpus: str | Path,
+    *,
+    out: str | Path | None = None,
+    vocabulary: int = VOCABULARY,
+    context: int = CONTEXT,
+    options: DataOptions | None = None,
+    listener: Listener = ignore,
+    **settings: Any,
+) -> Run:
+    """Trains a new small model on a corpus and returns the run, whose folder then holds the base: `base/`.
+
+    `config` is an architecture and a size, such as 'llama-5m' (`heptune.models.newborn.NAMES`), or a config.json. The
+    tokenizer of at most `vocabulary` tokens is learned from the corpus; `context` is the longest window in tokens.
+    `settings` are those of `heptune.engine.settings.Settings`.
+    """
+    folder = Path(out) if out is not None else new_name(Path("runs"), Path(config).stem)
+    knobs = {**PRETRAINING, **settings}
+    return pretraining.pretrain(config, corpus, folder, vocabulary, context, options or DataOptions(), knobs, listener)
+
+
 def resume(folder: str | Path, *, listener: Listener = ignore) -> Run:
     """Continues an interrupted run from its newest checkpoint, to the same bits as without the interruption.
 
     Raises `RunError` when the run is finished, or the base or the data are no longer those it began with.
     """
-    return training.go_on(folder, listener)
+    run = Run(folder)
+    if not pretraining.is_due(run):
+        run = training.go_on(folder, listener)
+    pretraining.finish(run)
+    return run
 
 
 def race(

@@ -136,6 +136,16 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     return lambda command: _with(command, chosen)
 
 
+def with_defaults(defaults: Mapping[str, Any], *left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces the command's `**settings` by one option for each field of Settings but those, with these defaults."""
+    chosen = [
+        parameter.replace(default=defaults.get(parameter.name, parameter.default))
+        for parameter in _settings_options()
+        if parameter.name not in left_out
+    ]
+    return lambda command: _with(command, chosen)
+
+
 def _with(command: Callable[..., None], more: list[inspect.Parameter]) -> Callable[..., None]:
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
     parameters = [*own, *more]

@@ -83,6 +83,11 @@ def resume(
     screen = console()
     with live(screen) as listener:
         continued = api.resume(run, listener=listener)
+    if "pretrain" in continued.manifest:
+        from heptune.cli.pretrain import show
+
+        show(continued)
+        return
     finish(continued, screen)
 
 

@@ -17,6 +17,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,19 @@ class Run:
             )
 
     @classmethod
-    def create(cls, folder: Path, manifest: dict[str, Any]) -> Run:
-        """A new run directory with its manifest. Raises `RunError` when the folder is taken."""
+    def create(cls, folder: Path, manifest: dict[str, Any], beside: Collection[str] = ()) -> Run:
+        """A new run directory with its manifest. Raises `RunError` as `require_free`."""
+        cls.require_free(folder, beside)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
+        return cls(folder)
+
+    @staticmethod
+    def require_free(folder: Path, beside: Collection[str] = ()) -> None:
+        """Raises `RunError` where no run can begin in a folder: it holds one, or something else than `beside`."""
         if (folder / "manifest.json").exists():
             status = read_json(folder / "manifest.json").get("status")
             way = (
@@ -55,14 +67,8 @@ class Run:
                 else "look at it with `heptune eval`"
             )
             raise RunError(f"{folder} holds a run already (status: {status}); {way}, or choose another --out")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - set(beside)):
             raise RunError(f"{folder} is not an empty folder, and no run; choose another --out")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
-        return cls(folder)
 
     def discard(self) -> None:
         """Takes back a run that never began, so that its folder is free for the next attempt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,13 @@ def begin(
     validate_at: Sequence[int] | None = None,
     metric: str | None = None,
     expected: dict[str, Any] | None = None,
+    beside: Collection[str] = (),
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
-    validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
+    validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's).
+    `beside` may lie in the folder already."""
     template = ChatTemplate(base.tokenizer)
+    settings = _within_positions(settings, base, listener)
     if template.is_default:
         text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
         listener(Note(text, "warning"))
@@ -77,7 +80,16 @@ def begin(
         manifest["metric"] = metric
     if expected is not None:
         manifest["predicted"] = expected
-    return Run.create(folder, manifest)
+    return Run.create(folder, manifest, beside)
+
+
+def _within_positions(settings: Settings, base: Base, listener: Listener) -> Settings:
+    """The settings with no longer examples than the base has positions."""
+    limit = dissect(base.model).shape.max_positions
+    if limit is None or settings.max_length <= limit:
+        return settings
+    listener(Note(f"{base.name} has {limit} positions: examples are cut at {limit} tokens, not {settings.max_length}"))
+    return replace(settings, max_length=limit)
 
 
 def go_on(folder: str | Path, listener: Listener, until: int | None = None) -> Run:
