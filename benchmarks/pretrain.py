@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--minutes", default="5", help="training time of the pre-training")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the new run directories")
     chosen = parser.parse_args()
-    plays, tales = chosen.data / "tinyshakespeare/input.txt", chosen.data / "grimm_tales/tales.jsonl"
+    plays, tales = chosen.data / "tinyshakespeare/input.txt", chosen.data / "grimm_tales/all.txt"
     first, second = chosen.out / "plays", chosen.out / "tales"
     limit = f"--batch-tokens 1024 --max-minutes {chosen.minutes}"
     commands = {
