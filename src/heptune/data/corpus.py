@@ -27,7 +27,7 @@ from heptune.core.errors import DataError, UsageError
 from heptune.core.events import Listener, Progress, ignore
 from heptune.core.seeds import generator
 from heptune.data.readers import Dataset, decode, documents_in, first_bad, glance, json_row, read
-from heptune.data.record import Record
+from heptune.data.record import OnDisk, Record
 from heptune.data.shapes import PLAIN, Shape, convert, used_columns
 
 # A stretch of a text: so many bytes, or this part of the corpus where it is small, but never less than the last.
@@ -55,7 +55,7 @@ class _Place:
     columns: Mapping[str, str]
 
 
-class Documents(Sequence[Record]):
+class Documents(OnDisk):
     """Records that are read from their files when they are asked for.
 
     `keys` [n] are equal for records that say the same, `sizes` [n] are their bytes.

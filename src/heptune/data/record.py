@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -65,3 +66,7 @@ class Record:
         if self.labels is not None:
             return "text with several labels"
         return "plain text" if self.label is None else "labelled text"
+
+
+class OnDisk(Sequence[Record]):
+    """Records of one kind that are read from disk whenever they are asked for: to go through all of them is work."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from heptune.core.errors import BaseModelError, UsageError
 from heptune.core.registry import unknown
-from heptune.core.seeds import derive
 from heptune.models.families import shape_of
 
 if TYPE_CHECKING:
@@ -175,6 +174,7 @@ def write_newborn(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTok
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from heptune.core.seeds import derive
     from heptune.models.quiet import quiet
 
     try:

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 from heptune.core.errors import DataError
 from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
-from heptune.data.corpus import Documents
-from heptune.data.record import Record
+from heptune.data.record import OnDisk, Record
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.complete import Complete
@@ -86,7 +85,7 @@ def choose(kind: str) -> str:
 def pose(name: str, records: Sequence[Record], options: TaskOptions | None = None) -> Task:
     """The task of that name as these training records pose it. Raises DataError when they do not fit it."""
     task = get(name)
-    for record in records[:1] if isinstance(records, Documents) else records:
+    for record in records[:1] if isinstance(records, OnDisk) else records:
         if record.kind not in task.kinds:
             learnable = " or ".join(map(_article, task.kinds))
             raise DataError(
