@@ -1,4 +1,4 @@
-"""`heptune pretrain` on a tiny model: what it leaves, that it resumes to the same bits, and that its base can be tuned."""
+"""`heptune pretrain` on a tiny model: what it leaves, that it resumes to the same bits, that its base can be tuned."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Reads a corpus, cuts it into parts, writes its tokens, lays out an epoch, and makes examples; prints the most anonymous
-# memory (pages of mapped files can be dropped at any time) on the way above that before the corpus.
+# Reads a corpus, cuts it into parts, writes its tokens, lays out an epoch and makes examples. Prints how far anonymous
+# memory rose on the way (pages of mapped files can be dropped at any time).
 PROGRAM = """
 import json, sys, threading, time
 from pathlib import Path
@@ -53,10 +53,10 @@ print(json.dumps({"grown": most - before, "windows": count, "tokens": tokens}))
 """
 
 
-def corpus(path: Path, megabytes: int) -> Path:
+def corpus(path: Path, megabytes: float) -> Path:
     paragraph = "What is the capital of France? The text is positive, and who wrote the book nobody knows. "
     with path.open("w", encoding="utf-8") as file:
-        for number in range((megabytes << 20) // 600):
+        for number in range(int(megabytes * 2**20) // 600):
             file.write(f"Number {number}. {paragraph * 6}"[:598] + "\n\n")
     return path
 
@@ -64,9 +64,10 @@ def corpus(path: Path, megabytes: int) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell anonymous memory")
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    small = corpus(tmp_path / "small.txt", 1)
+    small = corpus(tmp_path / "small.txt", 0.25)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     grown = {}
-    for megabytes in (2, 16):
+    for megabytes in (1, 6):
         large = corpus(tmp_path / f"{megabytes}.txt", megabytes)
         words = [sys.executable, "-c", PROGRAM, str(small), str(large)]
         folders = [str(tmp_path / f"{megabytes}-{name}") for name in ("small", "large")]
@@ -76,6 +77,6 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         grown[megabytes] = json.loads(done.stdout)
-    assert grown[16]["tokens"] > 7 * grown[2]["tokens"]
+    assert grown[6]["tokens"] > 5 * grown[1]["tokens"]
     # Index, lengths and the order of the windows: some 50 bytes for each KB of text.
-    assert grown[16]["grown"] - grown[2]["grown"] < 4 << 20, grown
+    assert grown[6]["grown"] - grown[1]["grown"] < 2 << 20, grown
