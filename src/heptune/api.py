@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import transformers
 from heptune import tasks
 from heptune import techniques as registry
 from heptune.core.errors import DataError, HeptuneError
-from heptune.core.events import Listener, ignore
+from heptune.core.events import Listener, Note, ignore
 from heptune.data.check import CheckReport, Lengths
 from heptune.data.check import check as check_data
+from heptune.data.corpus import Documents
 from heptune.data.corpus import opened as opened_data
 from heptune.data.parts import DataOptions, read_files
 from heptune.data.record import Message as Message
@@ -43,6 +44,9 @@ from heptune.tuning import base as bases
 from heptune.tuning import pretraining, training
 from heptune.tuning import problem as problems
 from heptune.tuning.use import Bare, Tuned, opened
+
+# Documents of a corpus that `check` looks at.
+CHECKED = 5000
 
 
 def tune(
@@ -248,6 +252,10 @@ def check(
     files = read_files(data, options, listener)
     dataset, evaluation = files.train, files.test or files.validation
     path = None if evaluation is None else evaluation.path
+    if isinstance(dataset.records, Documents) and len(dataset.records) > CHECKED:
+        chosen = dataset.records.some(CHECKED, 0, "check")
+        listener(Note(f"of {len(dataset.records)} documents {CHECKED} are looked at, drawn from all over the corpus"))
+        dataset = replace(dataset, records=dataset.records.take(chosen))
     try:
         goal = tasks.pose(task or tasks.choose(dataset.kind), dataset.records, TaskOptions(**posed))
     except DataError as error:
