@@ -207,7 +207,7 @@ def quality(name: str) -> str:
 
 
 def pretrained(name: str) -> str:
-    """The commands of a pre-training or of a tuning on top of it, and their evaluation, from docs/results/pretrain.json."""
+    """The commands of a pre-training, or of a tuning on top, and what came out, from docs/results/pretrain.json."""
     report = _report("pretrain").get(name, {})
     if not report:
         return _scored(report)

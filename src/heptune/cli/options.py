@@ -41,7 +41,7 @@ DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="JSON lines, JSON, CSV, TSV or plain text; a folder with train.*, dev.* and test.* files, or of text files.",
+        help="JSON lines, JSON, CSV, TSV plain text; a folder with train.*, dev.*, test.* files, or of text files.",
         show_default=False,
     ),
 ]

@@ -10,9 +10,6 @@ import typer
 from heptune.cli import options
 from heptune.models.newborn import CONTEXT, LEAST_VOCABULARY, NAMES, PRETRAINING, VOCABULARY
 
-# Documents that the finished model is scored on; `heptune eval RUN` scores all.
-SCORED = 100
-
 
 @options.with_defaults(PRETRAINING, "epochs", "learning_rate", "max_length", "quantize", "share")
 def pretrain(
@@ -65,6 +62,7 @@ def pretrain(
     from heptune import api
     from heptune.cli.live import live
     from heptune.cli.show import console
+    from heptune.cli.tune import finish_pretraining
 
     screen = console()
     with live(screen) as listener:
@@ -78,28 +76,4 @@ def pretrain(
             listener=listener,
             **{**chosen, "epochs": epochs, "learning_rate": learning_rate},
         )
-    show(run)
-
-
-def show(run: Any) -> None:
-    """What came out of a pre-training: the training, the scores on text that was held out, and the next command.
-    Leaves the program when the run was interrupted."""
-    from heptune import api
-    from heptune.cli.evaluate import print_evaluation
-    from heptune.cli.live import live
-    from heptune.cli.show import command, console
-    from heptune.cli.tune import finish
-    from heptune.tuning.problem import again
-
-    screen = console()
-    finish(run, screen, say_next=False)
-    if again(run.manifest).parts.held_out()[1]:
-        with live(console(stderr=True)) as listener:
-            result = api.evaluate(run.folder, limit=SCORED, listener=listener)
-        screen.print()
-        print_evaluation(result, screen)
-    screen.print()
-    base = run.folder / "base"
-    screen.print(f"The new base is in {base}.", soft_wrap=True)
-    screen.print(f"Next:  {command('tune', base, 'DATA')}", soft_wrap=True)
-    screen.print(f"       {command('chat', run.folder)}", soft_wrap=True)
+    finish_pretraining(run, screen)
