@@ -203,7 +203,21 @@ def _report(name: str) -> dict[str, Any]:
 
 def quality(name: str) -> str:
     """A data set's evaluation, from docs/results/NAME.json."""
-    report = _report(name)
+    return _scored(_report(name))
+
+
+def pretrained(name: str) -> str:
+    """The commands of a pre-training, or of a tuning on top, and what came out, from docs/results/pretrain.json."""
+    report = _report("pretrain").get(name, {})
+    if not report:
+        return _scored(report)
+    facts = report["run"].get("pretrain")
+    made = f"\n{format_count(facts['parameters'])} parameters, {facts['vocabulary']} tokens.\n" if facts else ""
+    commands = "".join(f"    {line}\n" for line in report["commands"])
+    return f"{commands}\n{_scored(report)}{made}"
+
+
+def _scored(report: dict[str, Any]) -> str:
     if not report:
         return "Not measured yet.\n"
     evaluation, run = report["evaluation"], report["run"]
@@ -507,6 +521,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "turn roles": turn_roles,
     "events": event_list,
     "quality": quality,
+    "pretrained": pretrained,
     "techniques table": techniques_table,
     "techniques scores": techniques_scores,
     "speed": speed,

@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = ("tune", "resume", "race", "resume_race", "evaluate", "check", "explain", "load", "open_run")
+_VERBS = ("tune", "pretrain", "resume", "race", "resume_race", "evaluate", "check", "explain", "load", "open_run")
 _ELSEWHERE = {"Run": "heptune.runs.run", "Settings": "heptune.engine.settings", "Message": "heptune.data.record"}
 _ELSEWHERE |= {"Race": "heptune.racing.race"}
 _ELSEWHERE |= {"plan": "heptune.planning.plan"}  # not through the API, which imports torch
@@ -21,7 +21,7 @@ _ELSEWHERE |= {"report": "heptune.reporting.report", "report_markdown": "heptune
 
 __all__ = ["Adapter", "DataOptions", "Freeze", "Full", "Lora", "Message", "PTuning", "PTuningV2", "Prefix", "Prompt"]
 __all__ += ["QLora", "Race", "Run", "Settings", "Terms", "check", "evaluate", "explain", "load", "open_run", "plan"]
-__all__ += ["race", "report", "report_markdown", "resume", "resume_race", "tune"]
+__all__ += ["pretrain", "race", "report", "report_markdown", "resume", "resume_race", "tune"]
 
 
 def __getattr__(name: str) -> Any:

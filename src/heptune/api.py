@@ -1,10 +1,11 @@
-"""The verbs: plan, tune, resume, race, evaluate, report, load, check, explain. The command line calls nothing else."""
+"""The verbs: plan, tune, pretrain, resume, race, evaluate, report, load, check, explain. The command line calls nothing
+else."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import transformers
 from heptune import tasks
 from heptune import techniques as registry
 from heptune.core.errors import DataError, HeptuneError
-from heptune.core.events import Listener, ignore
+from heptune.core.events import Listener, Note, ignore
 from heptune.data.check import CheckReport, Lengths
 from heptune.data.check import check as check_data
+from heptune.data.corpus import Documents
+from heptune.data.corpus import opened as opened_data
 from heptune.data.parts import DataOptions, read_files
-from heptune.data.readers import read
 from heptune.data.record import Message as Message
 from heptune.data.record import Record
 from heptune.data.splits import sample
@@ -25,6 +27,7 @@ from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import fetch_base as fetch_base  # for a command that shows it as a step of its own
 from heptune.models.load import load_tokenizer, reads_both_ways
+from heptune.models.newborn import CONTEXT, PRETRAINING, VOCABULARY
 from heptune.racing import course
 from heptune.racing.entry import Terms, enter
 from heptune.racing.race import Race
@@ -40,9 +43,12 @@ from heptune.tasks.options import TaskOptions
 from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
+from heptune.tuning import pretraining, training
 from heptune.tuning import problem as problems
-from heptune.tuning import training
 from heptune.tuning.use import Bare, Tuned, opened
+
+# Documents of a corpus that `check` looks at.
+CHECKED = 5000
 
 
 def tune(
@@ -79,12 +85,38 @@ def tune(
         raise
 
 
+def pretrain(
+    config: str,
+    corpus: str | Path,
+    *,
+    out: str | Path | None = None,
+    vocabulary: int = VOCABULARY,
+    context: int = CONTEXT,
+    options: DataOptions | None = None,
+    listener: Listener = ignore,
+    **settings: Any,
+) -> Run:
+    """Trains a new small model on a corpus and returns the run, whose folder then holds the base: `base/`.
+
+    `config` is an architecture and a size, such as 'llama-5m' (`heptune.models.newborn.NAMES`), or a config.json. The
+    tokenizer of at most `vocabulary` tokens is learned from the corpus; `context` is the longest window in tokens.
+    `settings` are those of `heptune.engine.settings.Settings`.
+    """
+    folder = Path(out) if out is not None else new_name(Path("runs"), Path(config).stem)
+    knobs = {**PRETRAINING, **settings}
+    return pretraining.pretrain(config, corpus, folder, vocabulary, context, options or DataOptions(), knobs, listener)
+
+
 def resume(folder: str | Path, *, listener: Listener = ignore) -> Run:
     """Continues an interrupted run from its newest checkpoint, to the same bits as without the interruption.
 
     Raises `RunError` when the run is finished, or the base or the data are no longer those it began with.
     """
-    return training.go_on(folder, listener)
+    run = Run(folder)
+    if not pretraining.is_due(run):
+        run = training.go_on(folder, listener)
+    pretraining.finish(run)
+    return run
 
 
 def race(
@@ -142,11 +174,11 @@ def evaluate(
     run = Run(folder)
     manifest = run.manifest
     run.artifact  # noqa: B018  (a run without one is refused before anything is loaded)
-    problem = problems.again(manifest)
+    problem = problems.again(manifest, listener)
     task, parts = problem.task, problem.parts
     part, records = parts.held_out()
     if data is not None:
-        part, records = str(data), list(read(data, columns=columns).records)
+        part, records = str(data), opened_data(data, columns=columns, listener=listener).records
     require_examples(records, part)
     exam = exam_of(task)
     exam.check(records, data)
@@ -226,6 +258,10 @@ def check(
     files = read_files(data, options, listener)
     dataset, evaluation = files.train, files.test or files.validation
     path = None if evaluation is None else evaluation.path
+    if isinstance(dataset.records, Documents) and len(dataset.records) > CHECKED:
+        chosen = dataset.records.some(CHECKED, 0, "check")
+        listener(Note(f"of {len(dataset.records)} documents {CHECKED} are looked at, drawn from all over the corpus"))
+        dataset = replace(dataset, records=dataset.records.take(chosen))
     try:
         goal = tasks.pose(task or tasks.choose(dataset.kind), dataset.records, TaskOptions(**posed))
     except DataError as error:

@@ -12,12 +12,16 @@ from heptune import __version__, techniques
 from heptune.cli.hyperparameters import hyperparameters
 from heptune.engine.settings import Settings
 
-COMMANDS = ("plan", "tune", "resume", "race", "eval", "report", "chat", "explain", "check", "demo")
+COMMANDS = ("plan", "tune", "pretrain", "resume", "race", "eval", "report", "chat", "explain", "check", "demo")
 SLOW = ("torch", "transformers", "sklearn", "scipy", "numpy", "heptune.api")
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["tune", "--help"], ["plan", "--help"], ["explain"], ["explain", "lora"], ["--version"]]
+    "words",
+    [
+        *([verb, "--help"] for verb in ("tune", "plan", "pretrain")),
+        *(["--help"], ["explain"], ["explain", "lora"], ["--version"]),
+    ],
 )
 def test_answers_without_importing_what_is_slow(words: list[str]) -> None:
     code = "import sys; from heptune.cli.main import main; main(sys.argv[1:]); "

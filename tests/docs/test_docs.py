@@ -248,6 +248,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     talks = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(20)]
     for file, lines in (("reviews.jsonl", rows), ("chats.jsonl", talks)):
         Path(file).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    Path("book.txt").write_text("\n\n".join(f"It was a dark and stormy night, number {n}." for n in range(80)), "utf-8")
     return tmp_path
 
 

@@ -42,14 +42,13 @@ def marked(example: Example) -> str:
 
 def test_names_and_choice() -> None:
     assert tasks.names()[:2] == ["classify", "chat"]
-    assert {"classify", "chat", "answer", "choose"} <= set(tasks.names())
+    assert {"extract", "answer", "choose", "complete", "label", "tag"} <= set(tasks.names())
     assert tasks.get("classify") is Classify and tasks.get("chat") is Chat
     assert tasks.choose(labelled("a", "b").kind) == "classify"
     assert tasks.choose(conversation("a", "b").kind) == "chat"
-    with pytest.raises(
-        DataError, match=r"plain text.*labelled text \(task classify\), conversation \(task chat\), text with entities"
-    ):
-        tasks.choose(Record(line=1, text="only text").kind)
+    assert tasks.choose(Record(line=1, text="only text").kind) == "complete"
+    with pytest.raises(DataError, match=r"no records.*labelled text \(task classify\), conversation \(task chat\)"):
+        tasks.choose("no records")
     with pytest.raises(UsageError, match="did you mean classify"):
         tasks.get("clasify")
 

@@ -136,6 +136,11 @@ class _Partner:
         if task == "answer":
             print(self.tuned.answer(text, self.passage) or NO_ANSWER)
             return
+        if task == "complete":
+            print(text, end="", flush=True)
+            self.tuned.complete(text, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
+            print()
+            return
         asked = [*self.messages, api.Message("user", text)]
         said = self.tuned.reply(asked, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
         print()

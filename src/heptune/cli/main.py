@@ -16,6 +16,7 @@ from heptune.cli.demo import demo
 from heptune.cli.evaluate import evaluate
 from heptune.cli.explain import explain
 from heptune.cli.plan import plan
+from heptune.cli.pretrain import pretrain
 from heptune.cli.race import race
 from heptune.cli.report import report
 from heptune.cli.tune import resume, tune
@@ -41,6 +42,7 @@ def _heptune(
 
 app.command()(plan)
 app.command()(tune)
+app.command()(pretrain)
 app.command()(resume)
 app.command(name="eval")(evaluate)
 app.command()(race)

@@ -42,7 +42,7 @@ DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="JSON lines, JSON, CSV, TSV, CoNLL or plain text; or a folder with train.*, dev.* and test.* files.",
+        help="JSON lines, JSON, CSV, TSV, CoNLL, plain text; a folder with train.*, dev.*, test.* files, or of texts.",
         show_default=False,
     ),
 ]
@@ -134,6 +134,16 @@ def with_tuning_options(command: Callable[..., None]) -> Callable[..., None]:
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replaces the command's `**settings` by one option for each field of TaskOptions and each of these of Settings."""
     chosen = [*_task_options(), *(parameter for parameter in _settings_options() if parameter.name in names)]
+    return lambda command: _with(command, chosen)
+
+
+def with_defaults(defaults: Mapping[str, Any], *left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces the command's `**settings` by one option for each field of Settings but those, with these defaults."""
+    chosen = [
+        parameter.replace(default=defaults.get(parameter.name, parameter.default))
+        for parameter in _settings_options()
+        if parameter.name not in left_out
+    ]
     return lambda command: _with(command, chosen)
 
 

@@ -10,6 +10,9 @@ import typer
 from heptune.cli import options
 from heptune.core.units import format_bytes, format_count, format_seconds
 
+# Documents that a new model is scored on at the end; `heptune eval RUN` scores all.
+SCORED = 100
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -83,7 +86,7 @@ def resume(
     screen = console()
     with live(screen) as listener:
         continued = api.resume(run, listener=listener)
-    finish(continued, screen)
+    (finish_pretraining if "pretrain" in continued.manifest else finish)(continued, screen)
 
 
 def finish(run: Run, screen: Console, say_next: bool = True) -> None:
@@ -101,6 +104,27 @@ def finish(run: Run, screen: Console, say_next: bool = True) -> None:
     if say_next:
         screen.print(f"Next:  {command('eval', run.folder)}", soft_wrap=True)
         screen.print(f"       {command('chat', run.folder)}", soft_wrap=True)
+
+
+def finish_pretraining(run: Run, screen: Console) -> None:
+    """What came out of a pre-training, its scores on text that was held out, and the next command. Leaves the program
+    when the run was interrupted."""
+    from heptune import api
+    from heptune.cli.evaluate import print_evaluation
+    from heptune.cli.live import live
+    from heptune.cli.show import command, console
+
+    finish(run, screen, say_next=False)
+    if any(run.manifest["split"][part] or run.manifest["data"][part] for part in ("validation", "test")):
+        with live(console(stderr=True)) as listener:
+            result = api.evaluate(run.folder, limit=SCORED, listener=listener)
+        screen.print()
+        print_evaluation(result, screen)
+    screen.print()
+    base = run.folder / "base"
+    screen.print(f"The new base is in {base}.", soft_wrap=True)
+    screen.print(f"Next:  {command('tune', base, 'DATA')}", soft_wrap=True)
+    screen.print(f"       {command('chat', run.folder)}", soft_wrap=True)
 
 
 def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:

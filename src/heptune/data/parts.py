@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from heptune.core.errors import RunError
-from heptune.core.events import Listener, Note
-from heptune.data.readers import Dataset, locate, read
+from heptune.core.events import Listener, Note, ignore
+from heptune.data.corpus import CorpusSplit, Documents, cut, keys_of, opened
+from heptune.data.readers import Dataset, locate
 from heptune.data.record import Record
 from heptune.data.splits import Split, content_key, sample, split
 
@@ -49,6 +52,10 @@ class DataFiles:
 
     def cut(self, options: DataOptions, seed: int) -> DataParts:
         """The parts: shares are taken from the training file, stratified and without leaks, then `limit` applies."""
+        reading = {"columns": dict(options.columns or {}), "skip_bad": options.skip_bad}
+        if isinstance(self.train.records, Documents):
+            asked = {name: _asked(getattr(options, name), getattr(self, name)) for name in _NAMES[1:]}
+            return self._cut_corpus(self.train.records, asked, options.limit, seed, reading)
         shares = {
             "validation": _share(options.validation, VALIDATION_SHARE) if self.validation is None else 0.0,
             "test": _share(options.test, TEST_SHARE) if self.test is None else 0.0,
@@ -57,7 +64,14 @@ class DataFiles:
         if options.limit is not None:
             kept = sample(self.train.records, chosen.train, options.limit, seed)
             chosen = Split(kept, chosen.validation, chosen.test)
-        return self.assemble(chosen, {"columns": dict(options.columns or {}), "skip_bad": options.skip_bad})
+        return self.assemble(chosen, reading)
+
+    def again(self, chosen: Mapping[str, Any], reading: dict[str, Any]) -> DataParts:
+        """The parts that a manifest's split describes."""
+        if not isinstance(self.train.records, Documents):
+            return self.assemble(Split.from_json(chosen), reading)
+        was = CorpusSplit.from_json(chosen)
+        return self._cut_corpus(self.train.records, was.shares, was.limit, was.seed, reading)
 
     def assemble(self, chosen: Split, reading: dict[str, Any]) -> DataParts:
         """The parts that `chosen` describes. `reading` is how the files were read, for the manifest."""
@@ -65,28 +79,44 @@ class DataFiles:
         def records(part: Dataset | None, indices: Sequence[int]) -> list[Record]:
             return [self.train.records[i] for i in indices] if part is None else list(part.records)
 
-        origins = {name: _origin(getattr(self, name)) for name in _NAMES}
         return DataParts(
             train=records(None, chosen.train),
             validation=records(self.validation, chosen.validation),
             test=records(self.test, chosen.test),
-            source={**origins, **reading},
+            source={**self._origins(), **reading},
             split=chosen,
         )
+
+    def _cut_corpus(
+        self,
+        documents: Documents,
+        shares: Mapping[str, float | None],
+        limit: int | None,
+        seed: int,
+        reading: dict[str, Any],
+    ) -> DataParts:
+        chosen, parts = cut(documents, shares, limit, seed)
+        others = {name: parts[name] if (own := getattr(self, name)) is None else own.records for name in _NAMES[1:]}
+        return DataParts(parts["train"], others["validation"], others["test"], {**self._origins(), **reading}, chosen)
+
+    def _origins(self) -> dict[str, Any]:
+        return {name: _origin(getattr(self, name)) for name in _NAMES}
 
 
 @dataclass(frozen=True)
 class DataParts:
     """The records of each part; `source` and `split` are what the manifest keeps about them."""
 
-    train: list[Record]
-    validation: list[Record]
-    test: list[Record]
+    train: Sequence[Record]
+    validation: Sequence[Record]
+    test: Sequence[Record]
     source: dict[str, Any]
-    split: Split
+    split: Split | CorpusSplit
 
     def place(self, index: int) -> str:
         """Where a training record stands."""
+        if isinstance(self.train, Documents):
+            return self.train.place(index)
         return f"{self.source['train']['path']}:{self.train[index].line}"
 
     def path(self, part: str) -> str | None:
@@ -95,11 +125,13 @@ class DataParts:
 
     def leaked(self) -> dict[str, int]:
         """For validation and test: how many of their records also stand in the training part."""
-        known = {content_key(record) for record in self.train}
         parts = {"validation": self.validation, "test": self.test}
+        if isinstance(self.train, Documents):
+            return {n: int(np.isin(keys_of(part), self.train.keys).sum()) for n, part in parts.items()}
+        known = {content_key(record) for record in self.train}
         return {name: sum(content_key(record) in known for record in part) for name, part in parts.items()}
 
-    def held_out(self) -> tuple[str, list[Record]]:
+    def held_out(self) -> tuple[str, Sequence[Record]]:
         """What a finished run is judged on, in words and as records: the test part, else the validation part."""
         if self.test:
             return "the test part", self.test
@@ -111,18 +143,18 @@ def read_files(data: str | Path, options: DataOptions, listener: Listener) -> Da
     by_hand = (value if isinstance(value, str | Path) else None for value in (options.validation, options.test))
     found = locate(data, *by_hand)
 
-    def opened(path: Path) -> Dataset:
-        dataset = read(path, columns=options.columns, skip_bad=options.skip_bad)
+    def loaded(path: Path) -> Dataset:
+        dataset = opened(path, columns=options.columns, skip_bad=options.skip_bad, listener=listener)
         if dataset.skipped:
             count, first = len(dataset.skipped), dataset.skipped[0]
             listener(Note(f"{dataset.path}: {count} bad lines left out, the first: {first}", "warning"))
         return dataset
 
-    others = (None if path is None else opened(path) for path in (found.validation, found.test))
-    return DataFiles(opened(found.train), *others)
+    others = (None if path is None else loaded(path) for path in (found.validation, found.test))
+    return DataFiles(loaded(found.train), *others)
 
 
-def read_again(source: dict[str, Any], chosen: dict[str, Any]) -> DataParts:
+def read_again(source: dict[str, Any], chosen: dict[str, Any], listener: Listener = ignore) -> DataParts:
     """A run's parts from what its manifest keeps; `RunError` when a file is gone or has changed."""
     reading = {"columns": source["columns"], "skip_bad": source["skip_bad"]}
     datasets: list[Dataset | None] = []
@@ -131,15 +163,20 @@ def read_again(source: dict[str, Any], chosen: dict[str, Any]) -> DataParts:
         if origin is None:
             datasets.append(None)
             continue
-        if not Path(origin["path"]).is_file():
+        if not Path(origin["path"]).exists():
             raise RunError(f"the run's data {origin['path']} is gone; put it back to go on with this run")
-        dataset = read(origin["path"], **reading)
+        dataset = opened(origin["path"], **reading, listener=listener)
         if dataset.sha256 != origin["sha256"]:
             raise RunError(f"{origin['path']} has changed since the run began; put the old file back, or tune anew")
         datasets.append(dataset)
     train, validation, test = datasets
     assert train is not None
-    return DataFiles(train, validation, test).assemble(Split.from_json(chosen), reading)
+    return DataFiles(train, validation, test).again(chosen, reading)
+
+
+def _asked(value: str | Path | float | None, own: Dataset | None) -> float | None:
+    """The share of a corpus that becomes a part: none where it has a file of its own, None where nobody said."""
+    return 0.0 if own is not None else float(value) if isinstance(value, int | float) else None
 
 
 def _share(value: str | Path | float | None, default: float) -> float:

@@ -30,7 +30,7 @@ from heptune.core.registry import nearest
 from heptune.data import conll
 from heptune.data.questions import is_article, questions_of
 from heptune.data.record import Record
-from heptune.data.shapes import agree, candidates, check_columns, convert, recognise, used_columns
+from heptune.data.shapes import Shape, agree, candidates, check_columns, convert, recognise, used_columns
 from heptune.data.tags import TagError
 from heptune.data.values import Row, listed, shown
 
@@ -51,6 +51,7 @@ BYTE_ORDER_MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 SURROGATE = re.compile("[\ud800-\udfff]")
+HEAD = 1 << 20  # bytes from which a file's shape is told where it is not read whole
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Dataset:
 
     path: Path
     format: str
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     skipped: tuple[DataError, ...]
     sha256: str
     ignored: tuple[str, ...] = ()
@@ -83,7 +84,7 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad
     """
     path, columns = Path(path), dict(columns or {})
     data = _bytes(path)
-    text = _decode(data, path)
+    text = decode(data, path)
     source = _parse(text, path, columns)
     records: list[Record]
     ignored: tuple[str, ...] = ()
@@ -95,8 +96,32 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad
     else:
         records, name, ignored = _records(source, path, columns, bad)
     if bad and not (skip_bad and records):
-        raise _first(bad, path, nothing_left=skip_bad)
+        raise first_bad(bad, path, nothing_left=skip_bad)
     return Dataset(path, name, tuple(records), tuple(bad), hashlib.sha256(data).hexdigest(), ignored)
+
+
+def glance(path: Path, columns: Mapping[str, str]) -> tuple[str, Shape | None] | None:
+    """What the first MiB of a file shows: the container's name and, unless that is 'plain text', the rows' shape. None
+    where it shows nothing; `read` then says why."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(HEAD)
+            if file.read(1):
+                data = data[: data.rfind(b"\n") + 1] or data
+        source = _parse(decode(data, path), path, columns)
+        if source.is_text:
+            return source.container, None
+        return (source.container, agree([row for _, row in source.rows], columns)) if source.rows else None
+    except (OSError, DataError):
+        return None
+
+
+def json_row(content: str) -> Row:
+    """The row of one line of JSON lines. Raises DataError without a place."""
+    value, problem = _loads(content)
+    if problem is not None:
+        raise DataError(_json_problem(content, problem))
+    return _row(value)
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,7 @@ def _records(
 ) -> tuple[list[Record], str, tuple[str, ...]]:
     """The records of all rows that fit the file's shape, its format's name and the unread columns; appends to `bad`."""
     if not source.rows:
-        raise _first(bad, path, nothing_left=True)
+        raise first_bad(bad, path, nothing_left=True)
     names = dict.fromkeys(name for _, row in source.rows for name in row)
     try:
         check_columns(columns, names)
@@ -143,7 +168,7 @@ def _records(
     return records, f"{source.container}, {shape.describe()}", tuple(n for n in names if n not in used)
 
 
-def _first(bad: Sequence[DataError], path: Path, *, nothing_left: bool) -> DataError:
+def first_bad(bad: Sequence[DataError], path: Path, *, nothing_left: bool) -> DataError:
     """The error for bad lines: the first one in full, and how many more there are."""
     first = bad[0]
     if nothing_left:
@@ -182,7 +207,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(child.name for child in folder.iterdir() if child.is_file() and not child.name.startswith("."))
 
 
-def _decode(data: bytes, path: Path) -> str:
+def decode(data: bytes, path: Path) -> str:
     """The text of a UTF-8 file, with plain newlines and without a byte order mark."""
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
@@ -314,11 +339,8 @@ def _json_lines(text: str, path: Path) -> _Source:
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue
-        value, problem = _loads(content)
         try:
-            if problem is not None:
-                raise DataError(_json_problem(content, problem))
-            rows.append((line, _row(value)))
+            rows.append((line, json_row(content)))
         except DataError as error:
             bad.append(DataError(error.problem, path=path, line=line))
     return _Source("JSON lines", rows, bad)
@@ -491,7 +513,8 @@ NAMES = {"train": ("train",), "validation": ("dev", "val", "valid", "validation"
 
 def locate(data: str | Path, validation: str | Path | None = None, test: str | Path | None = None) -> Parts:
     """The files of a data set: one file, or a folder with train.* and, if there are any, dev.* (val, valid,
-    validation) and test.*.
+    validation) and test.*. A folder without train.* is a training part itself where its files are documents
+    (`is_document_folder`).
 
     `validation` and `test` name files by hand and win over the folder's. Raises DataError when a file is missing,
     when there is no train file, or when there are several candidates.
@@ -499,16 +522,16 @@ def locate(data: str | Path, validation: str | Path | None = None, test: str | P
     data = Path(data)
     by_hand = {"validation": validation, "test": test}
     found: dict[str, Path | None] = {part: None if name is None else Path(name) for part, name in by_hand.items()}
-    if data.is_dir():
-        for part in NAMES:
-            if found.get(part) is None:
-                found[part] = _only_candidate(data, part)
-    else:
+    found["train"] = _only_candidate(data, "train") if data.is_dir() else data
+    if found["train"] is None and is_document_folder(data):
         found["train"] = data
+    elif data.is_dir():
+        for part in by_hand:
+            found[part] = found[part] or _only_candidate(data, part)
     for path in found.values():
         if path is not None and not path.exists():
             raise _missing(path)
-        if path is not None and path.is_dir():
+        if path is not None and path.is_dir() and not is_document_folder(path):
             raise DataError(f"this is a folder; name a file in it: {listed(_names(path))}", path=path)
     train = found["train"]
     if train is None:
@@ -518,6 +541,21 @@ def locate(data: str | Path, validation: str | Path | None = None, test: str | P
             path=data,
         )
     return Parts(train, found["validation"], found["test"])
+
+
+def is_document_folder(folder: Path) -> bool:
+    """Whether a folder is a corpus: text files in it or below, and beside them no table or JSON that might be meant."""
+    if not folder.is_dir() or any(Path(n).suffix.lower() in (*LINES, *TABLES, ".json") for n in _names(folder)):
+        return False
+    return next(documents_in(folder), None) is not None
+
+
+def documents_in(folder: Path) -> Iterator[Path]:
+    """The text files of a folder and those below it, hidden ones left out."""
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in PLAIN and not hidden and path.is_file():
+            yield path
 
 
 def _only_candidate(folder: Path, part: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -35,7 +36,7 @@ class Record:
       that they stand in
     - a question with options: `text`, `options`, and of them the right one as the only one of `answers`
     - a conversation: `messages` (at least one of role 'assistant')
-    - plain text: `text` alone
+    - plain text: `text` alone; `continued` where it is a stretch of a longer one and goes on in the next record
 
     `line` is where it starts in its file, counted from 1 (JSON arrays: the element's number).
     """
@@ -49,6 +50,7 @@ class Record:
     passage: str = ""
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    continued: bool = False
 
     @property
     def kind(self) -> str:
@@ -64,3 +66,7 @@ class Record:
         if self.labels is not None:
             return "text with several labels"
         return "plain text" if self.label is None else "labelled text"
+
+
+class OnDisk(Sequence[Record]):
+    """Records of one kind that are read from disk whenever they are asked for: to go through all of them is work."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from heptune.core.errors import DataError, UsageError
 from heptune.core.seeds import generator
+from heptune.data.corpus import Documents
 from heptune.data.record import Record
 
 PARTS = ("train", "validation", "test")
@@ -114,6 +115,8 @@ def sample(records: Sequence[Record], indices: Iterable[int], limit: int, seed: 
     every = sorted(indices)
     if len(every) <= limit:
         return tuple(every)
+    if isinstance(records, Documents):  # they have no labels, and are not read for that
+        return tuple(every[i] for i in records.take(every).some(limit, seed, "sample"))
     sizes = Counter(records[index].label for index in every)
     seen: Counter[str | None] = Counter()
     order: list[tuple[bool, float, int]] = []

@@ -17,7 +17,7 @@ class Batches:
     one), or exactly `size` examples where that is given. The last step of an epoch may be smaller.
     """
 
-    def __init__(self, lengths: Sequence[int], seed: int, tokens: int, size: int | None = None) -> None:
+    def __init__(self, lengths: Sequence[int] | np.ndarray, seed: int, tokens: int, size: int | None = None) -> None:
         self.lengths = np.asarray(lengths)
         self.seed, self.tokens, self.size = seed, tokens, size
         self._epoch = lru_cache(maxsize=2)(self._cut)

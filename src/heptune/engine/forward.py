@@ -27,6 +27,7 @@ from heptune.models.anatomy import Anatomy
 from heptune.models.attention import Visibility, install
 from heptune.models.readout import Readout
 from heptune.tasks.example import Example
+from heptune.tasks.store import lengths
 
 # The self-test accepts the forest when its losses agree with one example at a time to this relative difference. Both
 # are float32 sums in different orders: 1e-6 is typical, wrong attention gives 1e-2 and more. bfloat16 keeps 8 bits.
@@ -244,7 +245,7 @@ def _means(hidden: torch.Tensor, batch: marked.Marked, examples: int) -> torch.T
 def require_positions(anatomy: Anatomy, examples: Sequence[Example]) -> None:
     """Raises `TechniqueError` where the technique's own positions leave too few for the longest example."""
     taken, limit = anatomy.placement.positions, anatomy.shape.max_positions
-    longest = max((len(example.tokens) for example in examples), default=0)
+    longest = max(lengths(examples), default=0)
     if limit is None or taken == 0 or taken + longest <= limit:
         return
     ways = [f"--virtual-tokens {limit - longest}"] if limit > longest else []

@@ -30,6 +30,7 @@ from heptune.engine.optimizer import adamw, learning_rate
 from heptune.engine.settings import Settings
 from heptune.runs.files import new_folder
 from heptune.tasks.example import Example
+from heptune.tasks.store import lengths, targets
 from heptune.techniques._contract import Attached
 
 # Validations in a run when nobody says how often.
@@ -146,7 +147,7 @@ class Training:
             epochs=self.steps / max(1, self.batches.steps(1)),
             trainable=sum(p.numel() for p in self.attached.parameters.values()),
             examples=len(self.examples),
-            supervised_tokens=sum(example.targets for example in self.examples),
+            supervised_tokens=targets(self.examples),
         )
 
     def _reason_to_end(self, asked: threading.Event, until: int | None) -> str | None:
@@ -261,8 +262,7 @@ class Training:
 
 def batches_of(examples: Sequence[Example], settings: Settings) -> Batches:
     """The order of these examples under these settings."""
-    lengths = [len(example.tokens) for example in examples]
-    return Batches(lengths, settings.seed, settings.batch_tokens, settings.batch_size)
+    return Batches(lengths(examples), settings.seed, settings.batch_tokens, settings.batch_size)
 
 
 def accumulate(

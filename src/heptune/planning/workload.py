@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from heptune import tasks
 from heptune.core.errors import TechniqueError
 from heptune.core.events import ignore
 from heptune.core.registry import unknown
+from heptune.data.corpus import Documents
 from heptune.data.parts import DataParts
 from heptune.data.record import Message, Record
 from heptune.data.splits import sample
@@ -30,6 +33,7 @@ from heptune.tasks.template import ChatTemplate, Segment
 # Records that are encoded to count on (sums come within a few percent), and how many of the longest of all.
 SAMPLED = 400
 LONGEST = 32
+SAMPLED_BYTES = 1 << 19  # of a corpus
 JUDGED = 40  # validation records that are encoded
 # Rows of a pass without gradient, as in api.py; a test compares.
 SCORING_ROWS = 4096
@@ -158,8 +162,7 @@ def of_data(
     limit = min(settings.validation_limit, len(parts.validation))
     chosen = sample(parts.validation, range(len(parts.validation)), max(1, limit), settings.seed)
     judged = [parts.validation[i] for i in chosen]
-    some = sample(parts.train, range(len(parts.train)), SAMPLED, settings.seed)
-    longest = sorted(range(len(parts.train)), key=lambda i: -_characters(parts.train[i]))[:LONGEST]
+    some, longest = _sampled(parts.train, settings.seed)
 
     @cache
     def encode(max_length: int) -> Encoded:
@@ -185,6 +188,16 @@ def of_data(
             "lengths to be off by a third either way, more in languages that are not written in Latin letters"
         )
     return Workload(task.name, len(parts.train), limit, tuple(words), encode)
+
+
+def _sampled(records: Sequence[Record], seed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The numbers of the records that are counted on, and of the longest. Of a corpus few are read: its documents are
+    long, and each is windows of one length."""
+    if isinstance(records, Documents):
+        few = max(16, min(SAMPLED, int(SAMPLED_BYTES / max(1.0, float(records.sizes.mean())))))
+        return records.some(few, seed, "sample"), np.argsort(-records.sizes.astype(np.int64))[:4].tolist()
+    order = sorted(range(len(records)), key=lambda i: -_characters(records[i]))
+    return sample(records, range(len(records)), SAMPLED, seed), order[:LONGEST]
 
 
 def _characters(record: Record) -> int:
@@ -291,6 +304,8 @@ class EstimatedTemplate:
     """
 
     marks: tuple[int, ...] = field(default=tuple(range(_TURN_TOKENS)))
+    bos: int | None = None
+    eos: int | None = _TURN_TOKENS - 1
 
     def encode(self, text: str) -> list[int]:
         """Token ids that stand for these pieces."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def _metrics(rows: list[dict[str, Any]], weights: np.ndarray | None) -> dict[str
 
 
 def _answered(
-    task: Classify, records: list[Record], said: dict[str, list[list[int]]], ranking: list[str]
+    task: Classify, records: Sequence[Record], said: dict[str, list[list[int]]], ranking: list[str]
 ) -> dict[str, Any]:
     """What classifiers said: each contender's confusion matrix over its seeds, and examples on which the best two
     techniques differ (of each the first seed's answers)."""

@@ -347,7 +347,8 @@ def _remember(race: Race) -> None:
     values, verdict = race.values, race.verdict
     scores = {each["name"]: each["score"]["value"] for each in verdict["contenders"] if each["kind"] == "technique"}
     best = max(scores.values()) if verdict["higher_is_better"] else min(scores.values())
-    examples = len(values["split"]["train"])
+    chosen = values["split"]["train"]  # the records' numbers; of a corpus, how many there are
+    examples = chosen if isinstance(chosen, int) else len(chosen)
     with suppress(OSError):
         for name, score in scores.items():
             priors.remember(

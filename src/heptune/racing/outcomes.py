@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from heptune.runs.files import read_json
 from heptune.tuning import problem as problems
 
 
-def tested_on(manifest: dict[str, Any], limit: int | None, seed: int) -> list[Record]:
+def tested_on(manifest: dict[str, Any], limit: int | None, seed: int) -> Sequence[Record]:
     """The records that the verdict is spoken on: the test part, at most `limit` of them, the same for everyone."""
     _, records = problems.again(manifest).parts.held_out()
     if limit is None or limit >= len(records):

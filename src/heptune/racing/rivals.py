@@ -38,7 +38,7 @@ WITHOUT_BASE = -1.0
 
 
 def rivals(
-    problem: Problem, scorer: Scorer, records: list[Record], seed: int, listener: Listener
+    problem: Problem, scorer: Scorer, records: Sequence[Record], seed: int, listener: Listener
 ) -> dict[str, dict[str, Any]]:
     """Every baseline's outcomes (as `racing.outcomes`), what it took, and what a request to it costs."""
     task, train = problem.task, problem.parts.train

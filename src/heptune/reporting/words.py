@@ -7,15 +7,22 @@ from typing import Any
 from heptune.reporting.numbers import finite
 from heptune.reporting.reading import mapping, objects, text
 
+# What baselines are compared in, and whether more of it is better (1) or less (-1).
+_COMPARED = {"accuracy": 1, "F1": 1, "bits per byte": -1}
+
 
 def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
     """Sentences on an evaluation (`Evaluation.to_json`): tuned against the base, then against each other baseline."""
     rows = objects(evaluation.get("rows"))
     lines = [_comparison(mapping(evaluation.get("comparison")))]
-    tuned = _score(rows[0]) if rows else {}
-    value, low = finite(tuned.get("value")), finite(tuned.get("low"))
+    metrics = mapping(rows[0].get("metrics")) if rows else {}
+    metric = next((name for name in _COMPARED if name in metrics), "")
+    sign = _COMPARED.get(metric, 1)
+    tuned = mapping(metrics.get(metric))
+    value, low = (_signed(sign, tuned.get(end)) for end in ("value", "low" if sign > 0 else "high"))
     for row in rows[2:]:
-        name, score = text(row.get("name")), finite(_score(row).get("value"))
+        name = text(row.get("name"))
+        score = _signed(sign, mapping(mapping(row.get("metrics")).get(metric)).get("value"))
         if value is None or score is None:
             continue
         if score >= value:
@@ -26,10 +33,10 @@ def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
     return [line for line in lines if line]
 
 
-def _score(row: dict[str, Any]) -> dict[str, Any]:
-    """A contender's accuracy, or F1 where answers are free."""
-    metrics = mapping(row.get("metrics"))
-    return mapping(metrics.get("accuracy", metrics.get("F1")))
+def _signed(sign: int, value: Any) -> float | None:
+    """A number of which more is better."""
+    number = finite(value)
+    return None if number is None else sign * number
 
 
 def _comparison(comparison: dict[str, Any]) -> str:

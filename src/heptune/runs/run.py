@@ -6,6 +6,7 @@
     best-000120/      the artifact after the best step so far
     artifact/         what the run leaves for use
     evaluations/      what `eval` found, one file each
+    tokens/           a corpus as tokens, where the task is complete
 
 Every file is whole or absent. One process at a time works in a run directory; a lock names it.
 """
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,8 +46,19 @@ class Run:
             )
 
     @classmethod
-    def create(cls, folder: Path, manifest: dict[str, Any]) -> Run:
-        """A new run directory with its manifest. Raises `RunError` when the folder is taken."""
+    def create(cls, folder: Path, manifest: dict[str, Any], beside: Collection[str] = ()) -> Run:
+        """A new run directory with its manifest. Raises `RunError` as `require_free`."""
+        cls.require_free(folder, beside)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
+        return cls(folder)
+
+    @staticmethod
+    def require_free(folder: Path, beside: Collection[str] = ()) -> None:
+        """Raises `RunError` where no run can begin in a folder: it holds one, or something else than `beside`."""
         if (folder / "manifest.json").exists():
             status = read_json(folder / "manifest.json").get("status")
             way = (
@@ -53,19 +67,14 @@ class Run:
                 else "look at it with `heptune eval`"
             )
             raise RunError(f"{folder} holds a run already (status: {status}); {way}, or choose another --out")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - set(beside)):
             raise RunError(f"{folder} is not an empty folder, and no run; choose another --out")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
-        return cls(folder)
 
     def discard(self) -> None:
         """Takes back a run that never began, so that its folder is free for the next attempt."""
         for name in ("manifest.json", "events.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "tokens", ignore_errors=True)
         with suppress(OSError):  # something else lies in it
             self.folder.rmdir()
 

@@ -11,7 +11,7 @@ import torch
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from heptune.core.errors import BaseModelError
+from heptune.core.errors import BaseModelError, UsageError
 from heptune.core.events import Listener, Progress, ignore
 from heptune.core.seeds import derive
 from heptune.data.record import Message
@@ -57,7 +57,30 @@ def reply(
     A reply ends where the model's positions do. With a `guide` it is valid, and complete, whatever the model. Raises
     `BaseModelError` where the conversation leaves no positions, or too few for any valid reply.
     """
-    prompt = _prompt(anatomy.placement, template, messages)
+    return _generated(anatomy, template, _prompt(anatomy.placement, template, messages), sampling, on_text, guide)
+
+
+def continuation(
+    anatomy: Anatomy,
+    template: ChatTemplate,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """How a document goes on whose beginning is `prompt`, up to its end. The rest is as in `reply`."""
+    if not prompt:
+        raise UsageError("there is nothing to go on from; write the beginning of a text")
+    return _generated(anatomy, template, _placed(anatomy.placement, prompt, 1), sampling, on_text)
+
+
+def _generated(
+    anatomy: Anatomy,
+    template: ChatTemplate,
+    prompt: list[int],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None,
+    guide: Guide | None = None,
+) -> str:
     model = anatomy.model
     device = next(model.parameters()).device
     tokens = torch.tensor([prompt], device=device)
@@ -129,6 +152,13 @@ def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Mes
         if segment.supervised:
             break
         lead += len(segment.tokens)
+    return _placed(placement, prompt, lead)
+
+
+def _placed(placement: Placement, prompt: Sequence[int], lead: int) -> list[int]:
+    """The prompt with the virtual tokens that stand before its first answer, which begins at `lead`."""
+    if not placement.inner:
+        return list(prompt)
     example = Example((*prompt, 0), tuple(t >= lead for t in range(len(prompt) + 1)), 0)
     return list(example.with_virtual_tokens(placement.front, placement.inner).tokens[:-1])
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Protocol, Self
 from heptune.core.errors import DataError
 from heptune.core.events import Listener, Note
 from heptune.core.registry import unknown
-from heptune.data.record import Record
+from heptune.data.record import OnDisk, Record
 from heptune.tasks.answer import Answer
 from heptune.tasks.chat import Chat
 from heptune.tasks.choose import Choose
 from heptune.tasks.classify import Classify
+from heptune.tasks.complete import Complete
 from heptune.tasks.example import Example
 from heptune.tasks.extract import Extract
 from heptune.tasks.label import Label
@@ -54,7 +55,9 @@ class Task(Protocol):
         """The task that `to_json` wrote."""
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classify, Chat, Extract, Answer, Choose, Label, Tag)}
+_TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classify, Chat, Extract, Answer, Choose, Complete, Label, Tag)
+}
 
 
 def names() -> list[str]:
@@ -96,7 +99,7 @@ def choose(kind: str, words: bool = True) -> str:
 def pose(name: str, records: Sequence[Record], options: TaskOptions | None = None) -> Task:
     """The task of that name as these training records pose it. Raises DataError when they do not fit it."""
     task = get(name)
-    for record in records:
+    for record in records[:1] if isinstance(records, OnDisk) else records:
         if record.kind not in task.kinds:
             learnable = " or ".join(map(_article, task.kinds))
             raise DataError(

@@ -64,6 +64,7 @@ class ChatTemplate:
     - `text`: the Jinja source to use; None takes the tokenizer's own, or `DEFAULT_TEMPLATE` where it has none
     - `is_default`: whether `DEFAULT_TEMPLATE` is in use
     - `stop_tokens`: the tokens that end a reply: end-of-sequence, and the template's end of turn
+    - `bos`, `eos`: what the tokenizer puts before a plain text, and what ends one; None where there is no such token
 
     Raises BaseModelError when the template cannot be rendered, or when nothing can end a reply.
     """
@@ -75,7 +76,8 @@ class ChatTemplate:
         self.is_default = self.text == DEFAULT_TEMPLATE
         self._replies: dict[str, tuple[int, ...]] = {}
         self._joins_first_word = self._starts_with_space_mark()
-        self._bos = self._automatic_bos()
+        self.bos = self._automatic_bos()
+        self.eos: int | None = tokenizer.eos_token_id
         self._has_system = self._shows("system", [Message("system", _PROBE), Message("user", "hello")])
         self._has_tool = self._shows(
             "tool", [Message("user", "hello"), Message("assistant", "wait"), Message("tool", _PROBE)]
@@ -123,12 +125,12 @@ class ChatTemplate:
 
     def document(self, text: str, max_length: int) -> tuple[list[int], int]:
         """A plain text as the base reads one, without the template: its tokens, and how many the limit cut off."""
-        tokens = [*([] if self._bos is None else [self._bos]), *self._ids(text)]
+        tokens = [*([] if self.bos is None else [self.bos]), *self._ids(text)]
         return tokens[:max_length], max(0, len(tokens) - max_length)
 
     def located(self, text: str, max_length: int) -> tuple[list[int], list[tuple[int, int]], int]:
         """The same, and for each token the characters [start, end) of the text that it stands for (0, 0: none)."""
-        lead = [] if self._bos is None else [self._bos]
+        lead = [] if self.bos is None else [self.bos]
         return _located(self.tokenizer, text, lead, [], max_length)
 
     # ---- text
@@ -214,8 +216,8 @@ class ChatTemplate:
         segments = []
         for n, (text, supervised) in enumerate(parts):
             tokens = self._encode(text, at_start=n == 0)
-            if n == 0 and self._bos is not None and tokens[:1] != [self._bos]:
-                tokens = [self._bos, *tokens]
+            if n == 0 and self.bos is not None and tokens[:1] != [self.bos]:
+                tokens = [self.bos, *tokens]
             segments.append(Segment(tuple(tokens), supervised))
         return segments
 
@@ -253,7 +255,7 @@ class ChatTemplate:
         added = {i: str(token) for i, token in self.tokenizer.added_tokens_decoder.items() if str(token).strip()}
         ends = [i for i in self._ids(rendered.rpartition(_PROBE)[2]) if i in added][:1]
         end = added[ends[0]] if ends else ""
-        stops = {*ends, *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])}
+        stops = {*ends, *([] if self.eos is None else [self.eos])}
         if not stops:
             raise BaseModelError(
                 "nothing can end a reply: the tokenizer has no end-of-sequence token and the chat template writes no "

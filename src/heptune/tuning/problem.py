@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from heptune import tasks
-from heptune.core.events import Listener, Note
+from heptune.core.events import Listener, Note, ignore
 from heptune.data.parts import DataOptions, DataParts, read_again, read_files
 from heptune.scoring.exams import exam_of
 from heptune.tasks.options import TaskOptions
@@ -50,6 +50,6 @@ def pose(
     return Problem(parts, goal)
 
 
-def again(manifest: dict[str, Any]) -> Problem:
+def again(manifest: dict[str, Any], listener: Listener = ignore) -> Problem:
     """The problem that a manifest describes; `RunError` when its data is gone or has changed."""
-    return Problem(read_again(manifest["data"], manifest["split"]), tasks.from_json(manifest["task"]))
+    return Problem(read_again(manifest["data"], manifest["split"], listener), tasks.from_json(manifest["task"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from heptune.runs.run import EventLog, Run
 from heptune.scoring.exams import validation
 from heptune.scoring.probe import start_from_probe
 from heptune.scoring.score import Scorer, readout_of
+from heptune.tasks.complete import Complete
+from heptune.tasks.example import Example
+from heptune.tasks.store import stored
+from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Attached, Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
@@ -37,6 +41,8 @@ from heptune.tuning.problem import Problem
 
 # Rows of one forward pass when nothing is differentiated.
 SCORING_ROWS = 4096
+# Where a run keeps a corpus as tokens.
+TOKENS = "tokens"
 
 
 def begin(
@@ -50,10 +56,13 @@ def begin(
     validate_at: Sequence[int] | None = None,
     metric: str | None = None,
     expected: dict[str, Any] | None = None,
+    beside: Collection[str] = (),
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
-    validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
+    validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's).
+    `beside` may lie in the folder already."""
     template = bases.template_of(base)
+    settings = _within_positions(settings, base, listener)
     if template.is_default:
         text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
         listener(Note(text, "warning"))
@@ -75,7 +84,16 @@ def begin(
         manifest["metric"] = metric
     if expected is not None:
         manifest["predicted"] = expected
-    return Run.create(folder, manifest)
+    return Run.create(folder, manifest, beside)
+
+
+def _within_positions(settings: Settings, base: Base, listener: Listener) -> Settings:
+    """The settings with no longer examples than the base has positions."""
+    limit = dissect(base.model).shape.max_positions
+    if limit is None or settings.max_length <= limit:
+        return settings
+    listener(Note(f"{base.name} has {limit} positions: examples are cut at {limit} tokens, not {settings.max_length}"))
+    return replace(settings, max_length=limit)
 
 
 def go_on(folder: str | Path, listener: Listener, until: int | None = None) -> Run:
@@ -94,7 +112,7 @@ def prepare(run: Run, listener: Listener) -> tuple[Run, Base, Technique, Problem
     """What a run that has begun is trained with. Raises `RunError` when it is no longer what it began with."""
     manifest = run.manifest
     technique = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
-    problem = problems.again(manifest)
+    problem = problems.again(manifest, listener)
     base = bases.load_again(manifest, technique, listener)
     _tell_changes(manifest, listener)
     return run, base, technique, problem
@@ -114,7 +132,7 @@ def train(
         listener(event)
 
     with run.locked():
-        examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
+        examples = _examples(run, problem, template, settings, tell)
         anatomy = dissect(base.model)
         if "predicted" not in run.manifest:
             run.update(predicted=predicted(base.name, anatomy, technique, problem, template, settings, listener))
@@ -172,6 +190,17 @@ def _size(readout: Readout | None) -> int:
     return 0 if readout is None else sum(parameter.numel() for parameter in readout.parameters())
 
 
+def _examples(
+    run: Run, problem: Problem, template: ChatTemplate, settings: Settings, tell: Listener
+) -> Sequence[Example]:
+    """What is learned from; of a corpus it lies on disk."""
+    if not isinstance(problem.task, Complete):
+        return tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
+    made_from = {"tokenizer": run.manifest["base"]["fingerprint"], **problem.to_json()}
+    folder = run.folder / TOKENS
+    return stored(folder, made_from, problem.task, problem.parts.train, template, settings.max_length, tell)
+
+
 def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:
     state = outcome.state
     return {
@@ -188,7 +217,7 @@ def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:
     }
 
 
-def judged_on(problem: Problem, limit: int, seed: int) -> list[Record]:
+def judged_on(problem: Problem, limit: int, seed: int) -> Sequence[Record]:
     """The validation records that judge a run while it trains."""
     records = problem.parts.validation
     return [records[i] for i in sample(records, range(len(records)), limit, seed)]

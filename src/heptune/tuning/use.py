@@ -23,12 +23,13 @@ from heptune.scoring.exams.choose import ChooseExam
 from heptune.scoring.exams.extract import extracted
 from heptune.scoring.exams.label import label_log_p
 from heptune.scoring.exams.tag import tagged
-from heptune.scoring.generate import Sampling, reply
+from heptune.scoring.generate import Sampling, continuation, reply
 from heptune.scoring.score import Scorer, normalised, readout_of
 from heptune.tasks.answer import ANSWER_TOKENS, Answer
 from heptune.tasks.chat import Chat
 from heptune.tasks.choose import Choose
 from heptune.tasks.classify import Classify
+from heptune.tasks.complete import Complete
 from heptune.tasks.extract import Entity, Extract, entities
 from heptune.tasks.label import Label
 from heptune.tasks.tag import Tag
@@ -133,6 +134,13 @@ class Tuned:
     def _learned_another(self, wanted: str) -> RunError:
         method = self.task.name if self.task.name in ("classify", "answer", "choose") else "reply"
         return RunError(f"{self.run.folder} learned {self.task.name}, not {wanted}; ask it with {method}()")
+
+    def complete(
+        self, text: str, sampling: Sampling | None = None, on_text: Callable[[str], None] | None = None
+    ) -> str:
+        """How a document goes on that begins with `text`; `on_text` receives it as it grows."""
+        prompt = Complete().prompt(text, self.template)
+        return continuation(self.anatomy, self.template, prompt, sampling or Sampling(), on_text)
 
     def reply(
         self,

@@ -13,6 +13,7 @@ from heptune.scoring.exams.answer import AnswerExam
 from heptune.scoring.exams.chat import ChatExam
 from heptune.scoring.exams.choose import ChooseExam
 from heptune.scoring.exams.classify import ClassifyExam
+from heptune.scoring.exams.complete import CompleteExam
 from heptune.scoring.exams.extract import ExtractExam
 from heptune.scoring.exams.label import LabelExam
 from heptune.scoring.exams.tag import TagExam
@@ -54,6 +55,7 @@ _EXAMS: dict[str, Any] = {
     "tag": TagExam,
     "answer": AnswerExam,
     "choose": ChooseExam,
+    "complete": CompleteExam,
 }
 
 
