@@ -38,9 +38,11 @@ def chat(
     ] = 0.9,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens (chat only).")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same replies (chat only).")] = 0,
+    serving: options.Serving = False,
     threads: options.Threads = None,
 ) -> None:
     """Talk to RUN. /reset forgets the conversation, /exit or Ctrl-D leaves."""
+    run = options.serving(run, serving)
     options.use_threads(threads)
     from heptune import api
     from heptune.cli.live import live

@@ -18,6 +18,7 @@ from heptune.cli.explain import explain
 from heptune.cli.plan import plan
 from heptune.cli.race import race
 from heptune.cli.report import report
+from heptune.cli.runs import promote, rollback, runs
 from heptune.cli.tune import resume, tune
 from heptune.core.errors import HeptuneError
 
@@ -45,6 +46,9 @@ app.command()(resume)
 app.command(name="eval")(evaluate)
 app.command()(race)
 app.command()(report)
+app.command()(runs)
+app.command()(promote)
+app.command()(rollback)
 app.command()(chat)
 app.command()(explain)
 app.command()(check)

@@ -6,6 +6,7 @@
     best-000120/      the artifact after the best step so far
     artifact/         what the run leaves for use
     evaluations/      what `eval` found, one file each
+    serving.json      which of the rounds that go on from this run serves, where one was promoted
 
 Every file is whole or absent. One process at a time works in a run directory; a lock names it.
 """

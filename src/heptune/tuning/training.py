@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import heptune
-from heptune import tasks, techniques
+from heptune import techniques
 from heptune.core.errors import HeptuneError, RunError
 from heptune.core.events import Event, Listener, Note, Progress
 from heptune.data.record import Record
@@ -29,8 +29,10 @@ from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
+from heptune.tuning import rounds
 from heptune.tuning.prediction import predicted
 from heptune.tuning.problem import Problem
+from heptune.tuning.replay import Replayed
 
 # Rows of one forward pass when nothing is differentiated.
 SCORING_ROWS = 4096
@@ -47,9 +49,11 @@ def begin(
     validate_at: Sequence[int] | None = None,
     metric: str | None = None,
     expected: dict[str, Any] | None = None,
+    earlier: dict[str, Any] | None = None,
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
-    validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
+    validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's).
+    `earlier` is what is kept of the rounds before this one (see `rounds.described`)."""
     template = ChatTemplate(base.tokenizer)
     if template.is_default:
         text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
@@ -72,6 +76,8 @@ def begin(
         manifest["metric"] = metric
     if expected is not None:
         manifest["predicted"] = expected
+    if earlier is not None:
+        manifest["round"] = earlier
     return Run.create(folder, manifest)
 
 
@@ -92,7 +98,8 @@ def prepare(run: Run, listener: Listener) -> tuple[Run, Base, Technique, Problem
     manifest = run.manifest
     technique = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
     problem = problems.again(manifest)
-    base = bases.load_again(manifest, technique, listener)
+    beneath = [layer.technique for layer in rounds.beneath(run)]
+    base = bases.load_again(manifest, technique, listener, beneath)
     _tell_changes(manifest, listener)
     return run, base, technique, problem
 
@@ -111,13 +118,17 @@ def train(
         listener(event)
 
     with run.locked():
-        examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, tell)
+        material = Replayed(run, problem, template, settings.max_length, tell)
+        examples = material.examples
         anatomy = dissect(base.model)
+        layers = rounds.beneath(run)
         if "predicted" not in run.manifest:
-            run.update(predicted=predicted(base.name, anatomy, technique, problem, template, settings, listener))
-        bases.quantize_where_asked(anatomy, technique, settings, listener)
+            plain = all(layer.folded for layer in layers)  # no formula covers a technique on top of others
+            known = (base.name, anatomy, technique, problem, template, settings, listener)
+            run.update(predicted=predicted(*known) if plain else None)
         forward = Forward(anatomy, settings.recompute, tell)
-        attached = technique.attach(anatomy, settings.seed, template.encode)
+        attached = rounds.attach(run, layers, anatomy, technique, settings, template.encode, listener)
+        name = rounds.belongs_on(base.name, layers)
         require_positions(anatomy, examples)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
         judge = _judge(problem, scorer, settings, run.manifest, listener)
@@ -127,16 +138,16 @@ def train(
             steps = min(steps, settings.max_steps or steps)
             if settings.max_minutes is not None:
                 steps = steps_in_time(forward, attached, examples, settings, judge, steps)
-            run.update(steps=steps, trainable=technique.cost(anatomy.shape).trainable)
+            run.update(steps=steps, trainable=sum(p.numel() for p in attached.parameters.values()))
         run.update(status="running")
         validate_at = run.manifest.get("validate_at")
         training = Training(
             folder=run.folder,
-            base=base.name,
+            base=name,
             forward=forward,
             attached=attached,
             examples=examples,
-            describe=problem.parts.place,
+            describe=material.place,
             settings=settings,
             peak_learning_rate=settings.learning_rate or technique.learning_rate,
             steps=steps,
@@ -152,7 +163,7 @@ def train(
         if outcome.reason in ("interrupted", "paused"):
             run.update(status=outcome.reason, step=outcome.state.step)
             return run
-        artifact = keep(run.folder, attached, base.name, outcome.state.best_step, outcome.state.step)
+        artifact = keep(run.folder, attached, name, outcome.state.best_step, outcome.state.step)
         run.update(status="finished", result=_result(outcome, artifact))
     return run
 

@@ -22,36 +22,36 @@ from heptune.scoring.score import Scorer, normalised
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.template import ChatTemplate
-from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
+from heptune.tuning import rounds
 from heptune.tuning.training import SCORING_ROWS
 
 
 @dataclass(frozen=True)
 class Bare:
-    """A run's base before its artifact is on it, and what is needed to score it."""
+    """A run's base before its artifact and the rounds `beneath` it are on it, and what is needed to score it."""
 
-    technique: type[Technique]
-    settings: Settings
+    run: Run
+    beneath: tuple[rounds.Layer, ...]
     anatomy: Anatomy
     template: ChatTemplate
     scorer: Scorer
 
     @classmethod
     def of(cls, run: Run, listener: Listener) -> Bare:
-        """Loads the base that the run began with."""
+        """Loads the base that the run began with. Raises `RunError` where an earlier round is gone or changed."""
         technique = techniques.get(run.manifest["technique"]["name"])
-        base = bases.load_again(run.manifest, technique, listener)
+        beneath = tuple(rounds.beneath(run))
+        base = bases.load_again(run.manifest, technique, listener, [layer.technique for layer in beneath])
         settings = Settings(**run.manifest["settings"])
         anatomy = dissect(base.model)
         template = ChatTemplate(base.tokenizer, run.manifest["template"])
         scorer = Scorer(Forward(anatomy, listener=listener), template, settings.max_length, SCORING_ROWS)
-        return cls(technique, settings, anatomy, template, scorer)
+        return cls(run, beneath, anatomy, template, scorer)
 
     def restore(self, artifact: Path, listener: Listener) -> None:
-        """Puts the artifact onto the base."""
-        bases.quantize_where_asked(self.anatomy, self.technique, self.settings, listener)
-        self.technique.restore(self.anatomy, artifact)
+        """Puts the artifact onto the base, with the rounds beneath it."""
+        rounds.restore(self.run, self.beneath, self.anatomy, artifact, listener)
 
 
 @dataclass(frozen=True)
