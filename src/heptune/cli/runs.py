@@ -29,7 +29,10 @@ def runs(
     headers = ["run", "technique", "base", "data", "task", "status", "validation", ""]
     screen.print(table(headers, [_row(each, folder) for each in listed]))
     if any(each.serves for each in listed):
-        screen.print("* serves for its lineage: `heptune chat RUN --serving` takes it for any run of the lineage.")
+        screen.print(
+            "* serves for its lineage: `heptune chat RUN --serving` takes it for any run of the lineage.",
+            soft_wrap=True,
+        )
 
 
 def promote(
@@ -104,7 +107,7 @@ def _data(manifest: dict[str, Any]) -> str:
 
 def _status(manifest: dict[str, Any]) -> str:
     refused = manifest.get("guarded", {}).get("refused")
-    return f"{manifest['status']}, refused by its guard" if refused else str(manifest["status"])
+    return f"{manifest['status']}, refused" if refused else str(manifest["status"])
 
 
 def _score(manifest: dict[str, Any]) -> str:

@@ -154,27 +154,30 @@ def finish(run: Run, screen: Console, say_next: bool = True) -> None:
     screen.print(pairs(_summary(run.manifest)))
     screen.print()
     screen.print(f"The run is in {run.folder}; what it leaves for use in {run.artifact}.", soft_wrap=True)
-    if "guarded" in run.manifest:
+    guarded = run.manifest.get("guarded")
+    if guarded is not None:
         _print_round(run, screen)
     if say_next:
-        screen.print(f"Next:  {command('eval', run.folder)}", soft_wrap=True)
-        screen.print(f"       {command('chat', run.folder)}", soft_wrap=True)
+        first = (
+            [] if guarded is None else [command("promote", run.folder, *(["--force"] if guarded["refused"] else []))]
+        )
+        for number, line in enumerate([*first, command("eval", run.folder), command("chat", run.folder)]):
+            screen.print(f"{'       ' if number else 'Next:  '}{line}", soft_wrap=True)
+    if guarded is not None and guarded["refused"]:
+        raise typer.Exit(options.REFUSED)
 
 
 def _print_round(run: Run, screen: Console) -> None:
-    """What the round forgot, and how it comes to serve. Leaves the program where its guard refuses it."""
-    from heptune.cli.show import command
+    """What the round forgot, and what its guard says to it."""
     from heptune.runs.lineage import guard_words, number
 
     screen.print()
     screen.print(f"Round {number(run)} beside the one before, on what each round holds out:", soft_wrap=True)
     for line in guard_words(run.manifest["guarded"]):
         screen.print(f"  {line}", soft_wrap=True)
-    if run.manifest["guarded"]["refused"]:
-        screen.print(f"The run stays. To let it serve all the same:  {command('promote', run.folder, '--force')}")
-        raise typer.Exit(options.REFUSED)
+    said = "The run stays, but is promoted only by force." if run.manifest["guarded"]["refused"] else ""
+    screen.print(said or "Once it is promoted it serves for its lineage.", soft_wrap=True)
     screen.print()
-    screen.print(f"Next:  {command('promote', run.folder)}    lets this round serve", soft_wrap=True)
 
 
 def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
