@@ -28,7 +28,7 @@ from heptune.tuning import guard as guards
 from heptune.tuning import problem as problems
 from heptune.tuning import replay, rounds
 from heptune.tuning.use import opened
-from laws.cases import BATCH
+from laws.cases import BATCH, disturb, logits
 from tiny import tiny_model, tiny_tokenizer
 
 SETTINGS: dict[str, Any] = {"batch_size": 6, "max_length": 256, "max_steps": 4, "validate_every": 2}
@@ -276,7 +276,6 @@ def test_soft_prompts_stand_on_what_works_on_weights(
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_lora_on_a_lora_is_the_sum_of_both(dora: bool, family: str) -> None:
     """Nested, and merged from below: the same model; its gradient is that of LoRA on the merged base."""
-    from laws.cases import disturb
 
     def put(anatomy: Any, seed: int) -> Any:
         attached = heptune.Lora(rank=2, dora=dora).attach(anatomy, seed=seed)
@@ -299,6 +298,28 @@ def test_a_lora_on_a_lora_is_the_sum_of_both(dora: bool, family: str) -> None:
         assert torch.allclose(mine.grad, theirs.grad, rtol=1e-6, atol=1e-9), name
     with pytest.raises(TechniqueError, match="merge that one first"):
         upper.merge()
+
+
+def test_a_prompt_beneath_follows_the_weights_above_it() -> None:
+    """What a prompt gives an ordinary call (its keys and values) is computed anew after a step of the LoRA on top."""
+
+    def built(seed: int) -> tuple[Any, rounds.Stacked]:
+        anatomy = dissect(tiny_model("llama"))
+        prompt = heptune.Prompt(virtual_tokens=4).attach(anatomy, seed=0)
+        lora = heptune.Lora(rank=2).attach(anatomy, seed=seed)
+        return anatomy, rounds.Stacked(lora, [prompt])
+
+    anatomy, stacked = built(1)
+    before = logits(anatomy)
+    for step in range(2):
+        disturb(stacked)
+        stacked.begin_step(step)
+        moved = logits(anatomy)
+        fresh, other = built(1)
+        with torch.no_grad():
+            for mine, theirs in zip(stacked.parameters.values(), other.parameters.values(), strict=True):
+                theirs.copy_(mine)
+        assert torch.equal(moved, logits(fresh)) and not torch.equal(moved, before)
 
 
 def test_a_chain_of_all_three_ways_is_rebuilt(
