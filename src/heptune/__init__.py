@@ -19,9 +19,23 @@ _ELSEWHERE |= {"Race": "heptune.racing.race"}
 _ELSEWHERE |= {"plan": "heptune.planning.plan"}  # not through the API, which imports torch
 _ELSEWHERE |= {"report": "heptune.reporting.report", "report_markdown": "heptune.reporting.report"}
 
+_ELSEWHERE |= dict.fromkeys(("list_runs", "promote", "rollback", "serving"), "heptune.runs.lineage")
+
 __all__ = ["Adapter", "DataOptions", "Freeze", "Full", "Lora", "Message", "PTuning", "PTuningV2", "Prefix", "Prompt"]
-__all__ += ["QLora", "Race", "Run", "Settings", "Terms", "check", "evaluate", "explain", "load", "open_run", "plan"]
-__all__ += ["pretrain", "race", "report", "report_markdown", "resume", "resume_race", "tune"]
+__all__ += ["QLora", "Race", "Run", "Settings", "Terms", "check", "evaluate", "explain", "list_runs", "load"]
+__all__ += [
+    "open_run",
+    "plan",
+    "pretrain",
+    "promote",
+    "race",
+    "report",
+    "report_markdown",
+    "resume",
+    "resume_race",
+    "rollback",
+]
+__all__ += ["serving", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import transformers
 
 from heptune import tasks
 from heptune import techniques as registry
-from heptune.core.errors import DataError, HeptuneError
+from heptune.core.errors import DataError, HeptuneError, UsageError
 from heptune.core.events import Listener, Note, ignore
 from heptune.data.check import CheckReport, Lengths
 from heptune.data.check import check as check_data
@@ -32,6 +32,7 @@ from heptune.racing import course
 from heptune.racing.entry import Terms, enter
 from heptune.racing.race import Race
 from heptune.reporting.report import report as report  # one of the verbs
+from heptune.runs import lineage
 from heptune.runs.files import write_json
 from heptune.runs.run import Run, new_name
 from heptune.scoring.evaluation import Evaluation, require_examples
@@ -43,8 +44,10 @@ from heptune.tasks.options import TaskOptions
 from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
-from heptune.tuning import pretraining, training
+from heptune.tuning import guard as guards
+from heptune.tuning import pretraining, rounds, training
 from heptune.tuning import problem as problems
+from heptune.tuning.replay import draw
 from heptune.tuning.use import Bare, Tuned, opened
 
 # Documents of a corpus that `check` looks at.
@@ -52,33 +55,69 @@ CHECKED = 5000
 
 
 def tune(
-    base: str,
+    base: str | Path,
     data: str | Path,
     *,
-    technique: str | Technique = "lora",
+    technique: str | Technique | None = None,
     task: str | None = None,
     out: str | Path | None = None,
     options: DataOptions | None = None,
+    onto: str | None = None,
+    guard: float | None = None,
+    replay: float = 0.0,
     listener: Listener = ignore,
     **settings: Any,
 ) -> Run:
-    """Tunes a base on a data set and returns the run.
+    """Tunes a base, or a finished run in one more round, on a data set and returns the run.
 
-    `technique` is a name or settings, as in `heptune.Lora(rank=16)`. `task` is found from the data where it is None.
-    `out` is the new run directory (default: runs/TECHNIQUE-N). `settings` are those of
-    `heptune.engine.settings.Settings`, e.g. epochs=2, and of `heptune.tasks.options.TaskOptions`, e.g. instruction='…'.
+    `technique` is a name or settings, as in `heptune.Lora(rank=16)` (default: LoRA, or that of the run that is gone on
+    from). `task` is found from the data where it is None. `out` is the new run directory (default: runs/TECHNIQUE-N).
+    Where `base` is a run directory: `onto` is 'continue', 'merge' or 'stack' (see docs/rounds.md), `guard` the most
+    that an earlier round may lose for the new one to be promoted, `replay` the share of earlier training examples
+    mixed in. `settings` are those of `heptune.engine.settings.Settings`, e.g. epochs=2, and of
+    `heptune.tasks.options.TaskOptions`, e.g. instruction='…'.
     """
-    chosen = registry.build(technique) if isinstance(technique, str) else technique
     posed, own = TaskOptions.split(settings)
     knobs = Settings.from_values(own)
-    bases.check_quantization(chosen, knobs)
-    words = task is not None or not reads_both_ways(base, listener=listener)
-    problem = problems.pose(data, task, options or DataOptions(), posed, knobs.seed, listener, words)
-    folder = Path(out) if out is not None else new_name(Path("runs"), chosen.name)
-    loaded = bases.load(base, chosen, listener)
-    run = training.begin(folder, base, loaded, chosen, problem, knobs, listener)
+    guards.check(guard)
+    options = options or DataOptions()
+    if not lineage.is_run(base):
+        if onto is not None or guard is not None or replay:
+            raise UsageError(f"onto, guard and replay are for going on from a run, and {base} is no run directory")
+        chosen = registry.build(technique or "lora") if isinstance(technique, str | None) else technique
+        bases.check_quantization(chosen, knobs)
+        words = task is not None or not reads_both_ways(str(base), listener=listener)
+        problem = problems.pose(data, task, options, posed, knobs.seed, listener, words)
+        return _begin(str(base), chosen, problem, knobs, out, listener)
+    start = rounds.start(Run(base), technique, onto, knobs)
+    bases.check_quantization(start.technique, start.settings)
+    name = start.parent.manifest["base"]["name"]
+    words = task is not None or not reads_both_ways(name, listener=listener)
+    problem = problems.pose(data, task, options, posed, knobs.seed, listener, words)
+    needed = " and ".join(name for name, asked in (("--guard", guard is not None), ("--replay", replay)) if asked)
+    earlier = guards.earlier_problems(start.parent, needed, listener)
+    drawn = draw(earlier, len(problem.parts.train), replay, knobs.seed)
+    kept = rounds.described(start, drawn, replay, guard)
+    run = _begin(name, start.technique, problem, start.settings, out, listener, start.parent, kept)
+    return guards.examine(run, listener)
+
+
+def _begin(
+    base: str,
+    technique: Technique,
+    problem: problems.Problem,
+    settings: Settings,
+    out: str | Path | None,
+    listener: Listener,
+    parent: Run | None = None,
+    earlier: dict[str, Any] | None = None,
+) -> Run:
+    """Begins a run and trains it; `parent` and `earlier` are the run that it goes on from and what is kept of it."""
+    folder = Path(out) if out is not None else new_name(Path("runs"), technique.name)
+    loaded = bases.load(base, technique, listener) if parent is None else rounds.base_of(parent, technique, listener)
+    run = training.begin(folder, base, loaded, technique, problem, settings, listener, earlier=earlier)
     try:
-        return training.train(run, loaded, chosen, problem, listener)
+        return training.train(run, loaded, technique, problem, listener)
     except HeptuneError:
         if run.manifest["status"] == "new":  # the technique does not fit the base, or the like: nothing to resume
             run.discard()
@@ -108,15 +147,16 @@ def pretrain(
 
 
 def resume(folder: str | Path, *, listener: Listener = ignore) -> Run:
-    """Continues an interrupted run from its newest checkpoint, to the same bits as without the interruption.
+    """Continues an interrupted run from its newest checkpoint, to the same bits as without the interruption. A round
+    that was interrupted while it was compared with its parent is compared.
 
     Raises `RunError` when the run is finished, or the base or the data are no longer those it began with.
     """
     run = Run(folder)
-    if not pretraining.is_due(run):
+    if not pretraining.is_due(run) and not guards.is_due(run):
         run = training.go_on(folder, listener)
     pretraining.finish(run)
-    return run
+    return guards.examine(run, listener)
 
 
 def race(

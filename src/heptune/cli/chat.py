@@ -53,9 +53,11 @@ def chat(
             metavar="TEXT", help="One of the options to choose from; to be repeated (choose).", show_default="none"
         ),
     ] = None,
+    serving: options.Serving = False,
     threads: options.Threads = None,
 ) -> None:
     """Talk to RUN. /reset forgets the conversation, /exit or Ctrl-D leaves."""
+    run = options.serving(run, serving)
     options.use_threads(threads)
     from heptune import api
     from heptune.cli.live import live

@@ -28,9 +28,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Most examples that are scored.", show_default="all")] = None,
     column: options.Column = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    serving: options.Serving = False,
     threads: options.Threads = None,
 ) -> None:
     """Score RUN on held-out data, beside the baselines, with 95% intervals."""
+    run = options.serving(run, serving)
     columns = options.columns(column)
     options.use_threads(threads)
     from heptune import api

@@ -19,6 +19,7 @@ from heptune.cli.plan import plan
 from heptune.cli.pretrain import pretrain
 from heptune.cli.race import race
 from heptune.cli.report import report
+from heptune.cli.runs import promote, rollback, runs
 from heptune.cli.tune import resume, tune
 from heptune.core.errors import HeptuneError
 
@@ -47,6 +48,9 @@ app.command()(resume)
 app.command(name="eval")(evaluate)
 app.command()(race)
 app.command()(report)
+app.command()(runs)
+app.command()(promote)
+app.command()(rollback)
 app.command()(chat)
 app.command()(explain)
 app.command()(check)

@@ -21,6 +21,8 @@ from heptune.tasks.options import TaskOptions
 
 # What a command that was interrupted leaves with: 128 + SIGINT, what shells expect.
 INTERRUPTED = 130
+# What a round that forgot more than its guard allows leaves with.
+REFUSED = 3
 
 TASK_PANEL = "The task"
 SETTINGS_PANEL = "Training"
@@ -80,6 +82,19 @@ Threads = Annotated[
         min=1, help="Processor threads for the computation.", show_default="OMP_NUM_THREADS, or all usable cores"
     ),
 ]
+
+
+Serving = Annotated[
+    bool, typer.Option("--serving", help="Take the round that serves for RUN's lineage (see `heptune runs`) instead.")
+]
+
+
+def serving(run: Path, wanted: bool) -> Path:
+    """The run itself, or the round of its lineage that serves."""
+    from heptune.runs import lineage
+    from heptune.runs.run import Run
+
+    return lineage.serving(Run(run)).folder if wanted else run
 
 
 def columns(pairs: list[str] | None) -> dict[str, str]:
@@ -155,9 +170,10 @@ def _with(command: Callable[..., None], more: list[inspect.Parameter]) -> Callab
     return command
 
 
-def split_chosen(technique: str, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_chosen(technique: str | None, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What describes task and training, and the hyperparameters that were given; `UsageError` for those of another
-    technique."""
+    technique (None: lora)."""
+    technique = technique or "lora"
     own = [h.name for h in hyperparameters(technique)]
     names = {field.name for kind in (TaskOptions, Settings) for field in fields(kind)}
     settings = {name: value for name, value in chosen.items() if name in names}

@@ -18,12 +18,24 @@ if TYPE_CHECKING:
 
     from heptune.runs.run import Run
 
+ROUNDS_PANEL = "Going on from a run"
+
 
 @options.with_tuning_options
 def tune(
-    base: options.BaseArgument,
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE|RUN",
+            help="smollm2-135m, a local model folder, a model's name on the hub; or a finished run to go on from.",
+            show_default=False,
+        ),
+    ],
     data: options.DataArgument,
-    technique: Annotated[str, typer.Option(help="How to tune; `heptune explain` lists them.")] = "lora",
+    technique: Annotated[
+        str | None,
+        typer.Option(help="How to tune; `heptune explain` lists them.", show_default="lora, or that of RUN"),
+    ] = None,
     task: options.TaskName = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New run directory.", show_default="runs/TECHNIQUE-N")
@@ -33,11 +45,40 @@ def tune(
     limit: Annotated[int | None, typer.Option(min=1, help="Most training examples.", show_default="all")] = None,
     column: options.Column = None,
     skip_bad: options.SkipBad = False,
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WAY",
+            help="How to go on from RUN: continue its adapter, merge it into the base, or stack a new one on it.",
+            show_default="continue, where the technique is the same",
+            rich_help_panel=ROUNDS_PANEL,
+        ),
+    ] = None,
+    guard: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="The most that an earlier round may lose on its held-out data for this one to be promoted.",
+            show_default="no limit",
+            rich_help_panel=ROUNDS_PANEL,
+        ),
+    ] = None,
+    replay: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Mix in training examples of earlier rounds: so many for each new one, e.g. 0.1.",
+            rich_help_panel=ROUNDS_PANEL,
+        ),
+    ] = 0.0,
     threads: options.Threads = None,
     **chosen: Any,
 ) -> None:
-    """Tune BASE on DATA. Ctrl-C saves; `heptune resume RUN` goes on with the same bits."""
-    settings, hyperparameters = options.split_chosen(technique, chosen)
+    """Tune BASE on DATA, or RUN in one more round. Ctrl-C saves; `heptune resume RUN` goes on with the same bits."""
+    technique, inherited = _inherited(base, technique, onto)
+    settings, given = options.split_chosen(technique, chosen)
+    hyperparameters = {**inherited, **given}
     parts = {
         "validation": options.file_or_share("--validation", validation),
         "test": options.file_or_share("--test", test),
@@ -57,10 +98,25 @@ def tune(
             task=task,
             out=out,
             options=api.DataOptions(**parts, limit=limit, columns=columns, skip_bad=skip_bad),
+            onto=onto,
+            guard=guard,
+            replay=replay,
             listener=listener,
             **settings,
         )
     finish(run, screen)
+
+
+def _inherited(base: str, technique: str | None, onto: str | None) -> tuple[str, dict[str, Any]]:
+    """The technique, and the settings that it has from the run which is gone on from: all, unless a new one begins."""
+    from heptune.runs import lineage
+    from heptune.runs.run import Run
+
+    if not lineage.is_run(base):
+        return technique or "lora", {}
+    noted = Run(base).manifest["technique"]
+    same = technique in (None, noted["name"])
+    return technique or noted["name"], noted["settings"] if same and onto in (None, lineage.CONTINUE) else {}
 
 
 def resume(
@@ -101,9 +157,30 @@ def finish(run: Run, screen: Console, say_next: bool = True) -> None:
     screen.print(pairs(_summary(run.manifest)))
     screen.print()
     screen.print(f"The run is in {run.folder}; what it leaves for use in {run.artifact}.", soft_wrap=True)
+    guarded = run.manifest.get("guarded")
+    if guarded is not None:
+        _print_round(run, screen)
     if say_next:
-        screen.print(f"Next:  {command('eval', run.folder)}", soft_wrap=True)
-        screen.print(f"       {command('chat', run.folder)}", soft_wrap=True)
+        first = (
+            [] if guarded is None else [command("promote", run.folder, *(["--force"] if guarded["refused"] else []))]
+        )
+        for number, line in enumerate([*first, command("eval", run.folder), command("chat", run.folder)]):
+            screen.print(f"{'       ' if number else 'Next:  '}{line}", soft_wrap=True)
+    if guarded is not None and guarded["refused"]:
+        raise typer.Exit(options.REFUSED)
+
+
+def _print_round(run: Run, screen: Console) -> None:
+    """What the round forgot, and what its guard says to it."""
+    from heptune.runs.lineage import guard_words, number
+
+    screen.print()
+    screen.print(f"Round {number(run)} beside the one before, on what each round holds out:", soft_wrap=True)
+    for line in guard_words(run.manifest["guarded"]):
+        screen.print(f"  {line}", soft_wrap=True)
+    said = "The run stays, but is promoted only by force." if run.manifest["guarded"]["refused"] else ""
+    screen.print(said or "Once it is promoted it serves for its lineage.", soft_wrap=True)
+    screen.print()
 
 
 def finish_pretraining(run: Run, screen: Console) -> None:

@@ -159,7 +159,13 @@ def _probe(anatomy: Anatomy) -> list[list[_Call]]:
     finally:
         for handle in handles:
             handle.remove()
-    return [calls[path] for path in layers]
+    return [_last_run(calls[path], path) for path in layers]
+
+
+def _last_run(calls: list[_Call], layer: str) -> list[_Call]:
+    """What ran in the probe itself: a soft prompt's keys and values are recorded by a run of their own before it."""
+    ends = [place for place, call in enumerate(calls) if call.path == layer]
+    return calls[ends[-2] + 1 :] if len(ends) > 1 else calls
 
 
 def _recorder(path: str, calls: list[_Call]) -> Callable[..., None]:

@@ -21,6 +21,7 @@ from heptune.reporting.numbers import duration, finite, memory, score
 from heptune.reporting.reading import counts, estimate, estimates, mapping, objects, optional_json, strings, text, whole
 from heptune.reporting.training import Training
 from heptune.reporting.words import evaluation_words
+from heptune.runs.lineage import guard_words
 from heptune.runs.run import Run
 
 
@@ -44,7 +45,7 @@ def findings_of_run(folder: Path) -> Findings:
         subtitle=f"task {task}, run {trainings.near(str(folder))}",
         status=status,
         interim=_interim(status, text(manifest.get("error")), folder, bool(evaluation)),
-        words=tuple(_words(run, evaluation)),
+        words=(*_words(run, evaluation), *_forgotten(manifest)),
         key_figures=_key_figures(run, evaluation, metric),
         metric=metric,
         higher_is_better=metric not in LESS_IS_BETTER,
@@ -110,6 +111,12 @@ def _words(run: Training, evaluation: dict[str, Any]) -> list[str]:
         return []
     change = f"from {score(first)} to {score(best)} (step {run.best_step})"
     return [f"On the validation part, {run.metric} went {change}; validation chose that step, so this flatters."]
+
+
+def _forgotten(manifest: dict[str, Any]) -> list[str]:
+    """What a round forgot, beside the one before it."""
+    guarded = mapping(manifest.get("guarded"))
+    return [line[0].upper() + line[1:] for line in guard_words(guarded)] if guarded else []
 
 
 def _key_figures(run: Training, evaluation: dict[str, Any], metric: str) -> tuple[tuple[str, str], ...]:

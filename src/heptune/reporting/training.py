@@ -118,7 +118,9 @@ def tune_command(manifest: dict[str, Any], folder: Path) -> str:
         return command_line(*command)
     data, technique = mapping(manifest.get("data")), mapping(manifest.get("technique"))
     train = text(mapping(data.get("train")).get("path"))
-    words = ["heptune", "tune", near(text(mapping(manifest.get("base")).get("name"))), near(train)]
+    earlier = mapping(manifest.get("round"))
+    start = text(mapping(earlier.get("parent")).get("path")) or text(mapping(manifest.get("base")).get("name"))
+    words = ["heptune", "tune", near(start), near(train), *_round(earlier)]
     words += ["--technique", text(technique.get("name"))]
     task = mapping(manifest.get("task"))
     words += ["--task", text(task["name"])] if task.get("name") else []
@@ -140,6 +142,14 @@ def tune_command(manifest: dict[str, Any], folder: Path) -> str:
     if threads := whole(manifest.get("threads")):
         words += ["--threads", str(threads)]
     return command_line(*words, "--out", f"{near(str(folder))}-again")
+
+
+def _round(earlier: dict[str, Any]) -> list[str]:
+    """The options with which a round went on from an earlier one."""
+    words = ["--onto", text(earlier["onto"])] if earlier.get("onto") else []
+    for option, value in (("--guard", earlier.get("guard")), ("--replay", mapping(earlier.get("replay")).get("share"))):
+        words += [option, f"{value:g}"] if finite(value) is not None else []
+    return words
 
 
 def _parts(data: dict[str, Any], split: dict[str, Any]) -> list[str]:
@@ -207,6 +217,7 @@ def facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("base", near(text(base.get("name")))),
         ("base revision", text(base.get("revision"))),
         ("base fingerprint", text(base.get("fingerprint"))),
+        ("goes on from", near(text(mapping(mapping(manifest.get("round")).get("parent")).get("path")))),
         ("heptune", text(manifest.get("heptune"))),
         *((name, text(version)) for name, version in mapping(manifest.get("versions")).items()),
         ("threads", text(manifest.get("threads"))),

@@ -7,6 +7,7 @@
     artifact/         what the run leaves for use
     evaluations/      what `eval` found, one file each
     tokens/           a corpus as tokens, where the task is complete
+    serving.json      which of the rounds that go on from this run serves, where one was promoted
 
 Every file is whole or absent. One process at a time works in a run directory; a lock names it.
 """

@@ -189,7 +189,9 @@ class _LoraFunction(torch.autograd.Function):
 
 
 class LoraLinear(nn.Module):
-    """A linear site with its LoRA. `base` is the base's own module, untouched."""
+    """A linear site with its LoRA. `base` is the base's own module, untouched; or one with another LoRA, frozen."""
+
+    A: nn.Parameter
 
     def __init__(self, base: nn.Module, site: Site, settings: Lora, size: Size, seed: int) -> None:
         super().__init__()
@@ -198,7 +200,7 @@ class LoraLinear(nn.Module):
         self.scale = size.alpha / (math.sqrt(size.rank) if settings.rank_stabilised else size.rank)
         self.dropout = settings.dropout
         self.training_step_seed: int | None = None
-        weight = weight_of(base, site.transposed)
+        weight = base.A if isinstance(base, LoraLinear) else weight_of(base, site.transposed)
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         draw = torch.Generator().manual_seed(derive(seed, "lora", site.path))
         bound = 1 / math.sqrt(site.in_features)  # Kaiming uniform with a = sqrt(5), PEFT's default
@@ -210,8 +212,9 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         a, b = self.A.to(x.dtype), self.B.to(x.dtype)
-        if self.dropout and self.training_step_seed is not None:
-            y = self.base(x) + self.scale * ((x * self._keep(x)) @ a.T @ b.T)
+        dropping = self.dropout and self.training_step_seed is not None
+        if dropping or isinstance(self.base, LoraLinear):
+            y = self.base(x) + self.scale * ((x * self._keep(x) if dropping else x) @ a.T @ b.T)
         else:
             flat = x.reshape(-1, self.in_features)
             matrix = partial(weight_of, self.base, self.site.transposed)
@@ -225,12 +228,23 @@ class LoraLinear(nn.Module):
         As y plus a difference, so that it is y, bit for bit, where m is the norm.
         """
         more = (magnitude / self.norm() - 1).to(y.dtype)
-        return y + more * (y if self.base.bias is None else y - self.base.bias)
+        return y + more * (y if self.bias is None else y - self.bias)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base's own, [out]."""
+        return self.base.bias
+
+    def frozen(self) -> torch.Tensor:
+        """W [out, in]: the base's own, or what the LoRA beneath makes of it."""
+        if isinstance(self.base, LoraLinear):
+            return self.base.updated()
+        return weight_of(self.base, self.site.transposed)
 
     @torch.no_grad()
     def norm(self) -> torch.Tensor:
         """||W + s B A|| of each output, [out]. The gradient takes it for a constant (DoRA's paper, section 4.3)."""
-        updated = weight_of(self.base, self.site.transposed).to(self.A.dtype)
+        updated = self.frozen().to(self.A.dtype)
         norm = torch.linalg.vector_norm(torch.addmm(updated, self.B, self.A, alpha=self.scale), dim=1)
         return norm.clamp_min(torch.finfo(norm.dtype).tiny)  # some heads are filled up with rows of zeros
 
@@ -241,13 +255,16 @@ class LoraLinear(nn.Module):
         keep = torch.rand(x.shape, generator=draw, device=x.device) >= self.dropout
         return keep.to(x.dtype) / (1 - self.dropout)
 
-    def merged(self) -> torch.Tensor:
-        """The weight that merging gives, W + s B A (with DoRA rescaled), in float64 and the base's own orientation."""
-        matrix = weight_of(self.base, self.site.transposed).double()
-        matrix = matrix + self.scale * (self.B.double() @ self.A.double())
+    def updated(self) -> torch.Tensor:
+        """W + s B A (with DoRA rescaled), [out, in] in float64."""
+        matrix = self.frozen().double() + self.scale * (self.B.double() @ self.A.double())
         if self.magnitude is not None:
             matrix = matrix * (self.magnitude / self.norm()).double()[:, None]
-        return matrix.T if self.site.transposed else matrix
+        return matrix
+
+    def merged(self) -> torch.Tensor:
+        """The weight that merging gives, `updated` in the base's own orientation."""
+        return self.updated().T if self.site.transposed else self.updated()
 
 
 class AttachedLora:
@@ -308,8 +325,13 @@ class AttachedLora:
         """Writes W + s B A into every base weight and takes the LoRA out; it cannot be detached afterwards.
 
         A base in 4 bits becomes an ordinary one with the weights that it computed with: rounded anew, the sum would
-        lose what was learned.
+        lose what was learned. Raises `TechniqueError` where the LoRA stands on another one.
         """
+        beneath = next((path for path, module in self.modules.items() if isinstance(module.base, LoraLinear)), None)
+        if beneath is not None:
+            raise TechniqueError(
+                f"{self.settings.name}: another LoRA stands beneath at {beneath}; merge that one first"
+            )
         dequantize(self.anatomy.model)
         model = self.anatomy.model
         embedding = model.get_input_embeddings().weight

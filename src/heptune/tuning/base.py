@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ from heptune.models.quantization import quantize, require_library
 from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
 
-
-def load(name: str, technique: Technique | type[Technique], listener: Listener) -> Base:
-    """The base called `name`, in the type that the technique trains in."""
-    return load_base(name, dtype=dtype(technique.capabilities), listener=listener)
+AnyTechnique = Technique | type[Technique]
 
 
-def load_again(manifest: dict[str, Any], technique: Technique | type[Technique], listener: Listener) -> Base:
+def load(name: str, technique: AnyTechnique, listener: Listener, beneath: Iterable[AnyTechnique] = ()) -> Base:
+    """The base called `name`, in the type that the technique trains in, or those of earlier rounds `beneath` it did."""
+    capabilities = technique.capabilities.union(*(each.capabilities for each in beneath))
+    return load_base(name, dtype=dtype(capabilities), listener=listener)
+
+
+def load_again(
+    manifest: dict[str, Any], technique: AnyTechnique, listener: Listener, beneath: Iterable[AnyTechnique] = ()
+) -> Base:
     """The base that a run began with; `RunError` where it is another one by now."""
-    base = load(manifest["base"]["name"], technique, listener)
+    base = load(manifest["base"]["name"], technique, listener, beneath)
     if base.fingerprint != manifest["base"]["fingerprint"]:
         raise RunError(
             f"the base {base.name} is not the one this run began with (its weights or tokenizer differ); "

@@ -24,7 +24,6 @@ from heptune.engine.loop import Outcome, Training, Validation, batches_of, steps
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
-from heptune.models.readout import Readout
 from heptune.runs.run import EventLog, Run
 from heptune.scoring.exams import validation
 from heptune.scoring.probe import start_from_probe
@@ -33,11 +32,13 @@ from heptune.tasks.complete import Complete
 from heptune.tasks.example import Example
 from heptune.tasks.store import stored
 from heptune.tasks.template import ChatTemplate
-from heptune.techniques._contract import Attached, Technique
+from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
+from heptune.tuning import rounds
 from heptune.tuning.prediction import predicted
 from heptune.tuning.problem import Problem
+from heptune.tuning.replay import Replayed
 
 # Rows of one forward pass when nothing is differentiated.
 SCORING_ROWS = 4096
@@ -57,10 +58,12 @@ def begin(
     metric: str | None = None,
     expected: dict[str, Any] | None = None,
     beside: Collection[str] = (),
+    earlier: dict[str, Any] | None = None,
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
     validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's).
-    `beside` may lie in the folder already."""
+    `beside` may lie in the folder already. `earlier` is what is kept of the rounds before this one (see
+    `rounds.described`)."""
     template = bases.template_of(base)
     settings = _within_positions(settings, base, listener)
     if template.is_default:
@@ -84,6 +87,8 @@ def begin(
         manifest["metric"] = metric
     if expected is not None:
         manifest["predicted"] = expected
+    if earlier is not None:
+        manifest["round"] = earlier
     return Run.create(folder, manifest, beside)
 
 
@@ -113,7 +118,8 @@ def prepare(run: Run, listener: Listener) -> tuple[Run, Base, Technique, Problem
     manifest = run.manifest
     technique = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
     problem = problems.again(manifest, listener)
-    base = bases.load_again(manifest, technique, listener)
+    beneath = [layer.technique for layer in rounds.beneath(run)]
+    base = bases.load_again(manifest, technique, listener, beneath)
     _tell_changes(manifest, listener)
     return run, base, technique, problem
 
@@ -132,17 +138,26 @@ def train(
         listener(event)
 
     with run.locked():
-        examples = _examples(run, problem, template, settings, tell)
+        own = _examples(run, problem, template, settings, tell)
+        material = Replayed(run, problem, own, template, settings.max_length, tell)
+        examples = material.examples
         anatomy = dissect(base.model)
+        layers = rounds.beneath(run)
         if "predicted" not in run.manifest:
-            run.update(predicted=predicted(base.name, anatomy, technique, problem, template, settings, listener))
-        bases.quantize_where_asked(anatomy, technique, settings, listener)
+            plain = all(layer.folded for layer in layers)  # no formula covers a technique on top of others
+            known = (base.name, anatomy, technique, problem, template, settings, listener)
+            run.update(predicted=predicted(*known) if plain else None)
         forward = Forward(anatomy, settings.recompute, tell)
-        attached = with_head(technique.attach(anatomy, settings.seed, template.encode), forward, problem.task, settings)
+        attached = rounds.attach(run, layers, anatomy, technique, settings, template.encode, listener)
+        forward.readout = readout_of(problem.task, anatomy, settings.seed)
+        if forward.readout is not None:
+            attached = Headed(attached, forward.readout)
+        name = rounds.belongs_on(base.name, layers)
         require_positions(anatomy, examples)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
-        if forward.readout is not None and not checkpoint.exist(run.folder):
-            start_from_probe(forward.readout, scorer, examples, settings.seed, tell)
+        head = forward.readout
+        if head is not None and not checkpoint.exist(run.folder) and not rounds.take_head(run, head):
+            start_from_probe(head, scorer, examples, settings.seed, tell)
         judge = _judge(problem, scorer, settings, run.manifest, listener)
         steps = run.manifest.get("steps")
         if steps is None:
@@ -150,16 +165,16 @@ def train(
             steps = min(steps, settings.max_steps or steps)
             if settings.max_minutes is not None:
                 steps = steps_in_time(forward, attached, examples, settings, judge, steps)
-            run.update(steps=steps, trainable=technique.cost(anatomy.shape).trainable + _size(forward.readout))
+            run.update(steps=steps, trainable=sum(p.numel() for p in attached.parameters.values()))
         run.update(status="running")
         validate_at = run.manifest.get("validate_at")
         training = Training(
             folder=run.folder,
-            base=base.name,
+            base=name,
             forward=forward,
             attached=attached,
             examples=examples,
-            describe=problem.parts.place,
+            describe=material.place,
             settings=settings,
             peak_learning_rate=settings.learning_rate or technique.learning_rate,
             steps=steps,
@@ -175,19 +190,9 @@ def train(
         if outcome.reason in ("interrupted", "paused"):
             run.update(status=outcome.reason, step=outcome.state.step)
             return run
-        artifact = keep(run.folder, attached, base.name, outcome.state.best_step, outcome.state.step)
+        artifact = keep(run.folder, attached, name, outcome.state.best_step, outcome.state.step)
         run.update(status="finished", result=_result(outcome, artifact))
     return run
-
-
-def with_head(attached: Attached, forward: Forward, task: tasks.Task, settings: Settings) -> Attached:
-    """What is trained: the technique, and the linear head of a task that has one."""
-    forward.readout = readout_of(task, forward.anatomy, settings.seed)
-    return attached if forward.readout is None else Headed(attached, forward.readout)
-
-
-def _size(readout: Readout | None) -> int:
-    return 0 if readout is None else sum(parameter.numel() for parameter in readout.parameters())
 
 
 def _examples(

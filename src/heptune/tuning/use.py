@@ -13,7 +13,6 @@ from heptune import tasks, techniques
 from heptune.core.errors import RunError, UsageError
 from heptune.core.events import Listener, ignore
 from heptune.data.record import Message, Record
-from heptune.engine import headed
 from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
@@ -24,7 +23,7 @@ from heptune.scoring.exams.extract import extracted
 from heptune.scoring.exams.label import label_log_p
 from heptune.scoring.exams.tag import tagged
 from heptune.scoring.generate import Sampling, continuation, reply
-from heptune.scoring.score import Scorer, normalised, readout_of
+from heptune.scoring.score import Scorer, normalised
 from heptune.tasks.answer import ANSWER_TOKENS, Answer
 from heptune.tasks.chat import Chat
 from heptune.tasks.choose import Choose
@@ -34,41 +33,37 @@ from heptune.tasks.extract import Entity, Extract, entities
 from heptune.tasks.label import Label
 from heptune.tasks.tag import Tag
 from heptune.tasks.template import ChatTemplate
-from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
+from heptune.tuning import rounds
 from heptune.tuning.training import SCORING_ROWS
 
 
 @dataclass(frozen=True)
 class Bare:
-    """A run's base before its artifact is on it, and what is needed to score it."""
+    """A run's base before its artifact and the rounds `beneath` it are on it, and what is needed to score it."""
 
-    task: tasks.Task
-    technique: type[Technique]
-    settings: Settings
+    run: Run
+    beneath: tuple[rounds.Layer, ...]
     anatomy: Anatomy
     template: ChatTemplate
     scorer: Scorer
 
     @classmethod
     def of(cls, run: Run, listener: Listener) -> Bare:
-        """Loads the base that the run began with."""
+        """Loads the base that the run began with. Raises `RunError` where an earlier round is gone or changed."""
         technique = techniques.get(run.manifest["technique"]["name"])
-        base = bases.load_again(run.manifest, technique, listener)
+        beneath = tuple(rounds.beneath(run))
+        base = bases.load_again(run.manifest, technique, listener, [layer.technique for layer in beneath])
         settings = Settings(**run.manifest["settings"])
         anatomy = dissect(base.model)
         template = bases.template_of(base, run.manifest["template"])
         scorer = Scorer(Forward(anatomy, listener=listener), template, settings.max_length, SCORING_ROWS)
-        return cls(tasks.from_json(run.manifest["task"]), technique, settings, anatomy, template, scorer)
+        return cls(run, beneath, anatomy, template, scorer)
 
     def restore(self, artifact: Path, listener: Listener) -> None:
-        """Puts the artifact onto the base."""
-        bases.quantize_where_asked(self.anatomy, self.technique, self.settings, listener)
-        self.technique.restore(self.anatomy, artifact)
-        forward = self.scorer.forward
-        forward.readout = readout_of(self.task, self.anatomy, self.settings.seed)
-        if forward.readout is not None:
-            headed.fill(forward.readout, artifact)
+        """Puts the artifact onto the base, with the rounds beneath it, and the head of a task that has one."""
+        rounds.restore(self.run, self.beneath, self.anatomy, artifact, listener)
+        self.scorer.forward.readout = rounds.head_of(self.run, self.anatomy, artifact)
 
 
 @dataclass(frozen=True)
@@ -158,4 +153,4 @@ def opened(run: Run, listener: Listener) -> Tuned:
     artifact = run.artifact
     bare = Bare.of(run, listener)
     bare.restore(artifact, listener)
-    return Tuned(run, bare.task, bare.anatomy, bare.template, bare.scorer)
+    return Tuned(run, tasks.from_json(run.manifest["task"]), bare.anatomy, bare.template, bare.scorer)
