@@ -227,7 +227,7 @@ def check(
         if report.pointless:
             return Check(report, None, path, ())
         raise error
-    template = ChatTemplate(load_tokenizer(base, listener=listener))
+    template = ChatTemplate.for_records(load_tokenizer(base, listener=listener), dataset.records)
 
     def measure(record: Record) -> list[Lengths]:
         return [Lengths(len(e.tokens), e.targets, e.cut) for e in goal.encode(record, 0, template, max_length)]

@@ -323,7 +323,7 @@ BAD_ROWS = [
     (
         {"messages": [CHAT[0], {"role": "assistant", "content": "a", "tool_calls": [{}]}]},
         {"messages": CHAT},
-        "turn 2 has tool calls",
+        "turn 2 has a call without a name",
     ),
     (
         {"messages": [{"role": "system", "content": "a"}, *CHAT], "system": "b"},

@@ -293,22 +293,22 @@ class EstimatedTemplate:
         pieces = (data[i : i + CHARACTERS_PER_TOKEN] for i in range(0, len(data), CHARACTERS_PER_TOKEN))
         return [_TURN_TOKENS + zlib.crc32(piece) for piece in pieces]
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """The turns up to where the assistant begins to speak."""
-        turns = [token for message in messages for token in (*self.marks, *self.encode(message.content))]
-        return [*turns, *self.marks[:-1]]
+        turns = [token for message in messages for token in (*self.marks, *self.encode(message.said))]
+        return [*self.encode(tools), *turns, *self.marks[:-1]]
 
     def reply(self, text: str) -> list[int]:
         """A reply and the end of its turn."""
         return [*self.encode(text), self.marks[-1]]
 
-    def conversation(self, messages: Sequence[Message]) -> list[list[Segment]]:
+    def conversation(self, messages: Sequence[Message], tools: str = "") -> list[list[Segment]]:
         """One sequence, every reply supervised."""
-        segments = []
+        segments = [Segment(tuple(self.encode(tools)), False)] if tools else []
         for index, message in enumerate(messages):
             if message.role == "assistant" and index > 0:
                 segments.append(Segment(self.marks[:-1], False))
-                segments.append(Segment(tuple(self.reply(message.content)), True))
+                segments.append(Segment(tuple(self.reply(message.said)), True))
             else:
-                segments.append(Segment((*self.marks, *self.encode(message.content)), False))
+                segments.append(Segment((*self.marks, *self.encode(message.said)), False))
         return [segments]

@@ -41,12 +41,14 @@ def reply(
     messages: Sequence[Message],
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
+    tools: str = "",
 ) -> str:
     """The assistant's reply to a conversation, without its end of turn. `on_text` receives the text as it grows.
+    `tools` are those that it may call, as in `Record.tools`; a call is the text that the template has for it.
 
     A reply ends where the model's positions do. Raises `BaseModelError` where the conversation leaves none.
     """
-    prompt = _prompt(anatomy.placement, template, messages)
+    prompt = _prompt(anatomy.placement, template, messages, tools)
     model = anatomy.model
     device = next(model.parameters()).device
     tokens = torch.tensor([prompt], device=device)
@@ -69,14 +71,14 @@ def reply(
     return _text(template, output[0, len(prompt) :].tolist())
 
 
-def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Message], tools: str) -> list[int]:
     """The prompt's ids. Virtual tokens in front are the model's own business; where some stand before the answer, all
     of them stand among the ids, in the places that they have in training: before the first reply."""
-    prompt = template.prompt(messages)
+    prompt = template.prompt(messages, tools)
     if not placement.inner:
         return prompt
     lead = 0
-    for segment in template.conversation([*messages, Message("assistant", "x")])[-1]:
+    for segment in template.conversation([*messages, Message("assistant", "x")], tools)[-1]:
         if segment.supervised:
             break
         lead += len(segment.tokens)

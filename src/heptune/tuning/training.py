@@ -50,7 +50,7 @@ def begin(
 ) -> Run:
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
     validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
-    template = ChatTemplate(base.tokenizer)
+    template = ChatTemplate.for_records(base.tokenizer, problem.parts.train)
     if template.is_default:
         text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
         listener(Note(text, "warning"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
@@ -12,6 +13,7 @@ import transformers
 from heptune import tasks, techniques
 from heptune.core.errors import RunError
 from heptune.core.events import Listener
+from heptune.data.calls import tools_of
 from heptune.data.record import Message, Record
 from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
@@ -83,10 +85,13 @@ class Tuned:
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The reply to a conversation; `on_text` receives it as it grows."""
+        """The reply to a conversation; `on_text` receives it as it grows. `tools` are functions that it may call, in
+        OpenAI's form or as bare schemas with name, description and parameters."""
         asked = self.task.messages(messages) if isinstance(self.task, Chat) else list(messages)
-        return reply(self.anatomy, self.template, asked, sampling or Sampling(), on_text)
+        given = tools_of(list(tools), "tools")
+        return reply(self.anatomy, self.template, asked, sampling or Sampling(), on_text, given)
 
 
 def opened(run: Run, listener: Listener) -> Tuned:
