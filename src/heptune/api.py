@@ -14,7 +14,7 @@ from heptune import tasks
 from heptune import techniques as registry
 from heptune.core.errors import DataError, HeptuneError
 from heptune.core.events import Listener, ignore
-from heptune.data.check import CheckReport, Lengths
+from heptune.data.check import CheckReport, Finding, Lengths
 from heptune.data.check import check as check_data
 from heptune.data.parts import DataOptions, read_files
 from heptune.data.readers import read
@@ -35,6 +35,7 @@ from heptune.scoring.evaluation import Evaluation, require_examples
 from heptune.scoring.exams import exam_of
 from heptune.scoring.generate import Sampling as Sampling
 from heptune.tasks.options import TaskOptions
+from heptune.tasks.soundness import Ends, about_base, about_ends, ends_of
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -229,10 +230,17 @@ def check(
         raise error
     template = ChatTemplate.for_records(load_tokenizer(base, listener=listener), dataset.records)
 
+    ends = Ends()
+
     def measure(record: Record) -> list[Lengths]:
-        return [Lengths(len(e.tokens), e.targets, e.cut) for e in goal.encode(record, 0, template, max_length)]
+        nonlocal ends
+        examples = goal.encode(record, 0, template, max_length)
+        ends += ends_of(examples, template)
+        return [Lengths(len(e.tokens), e.targets, e.cut) for e in examples]
 
     report = check_data(dataset, evaluation=evaluation, measure=measure, max_length=max_length, listener=listener)
+    notes = [*about_base(base, template), *(about_ends(ends, max_length) if isinstance(goal, tasks.Chat) else ())]
+    report = report.also(Finding(note.level, f"{note.text[0].upper()}{note.text[1:]}.") for note in notes)
     rendered = tuple(_render(record, goal, template, max_length) for record in dataset.records[:2])
     return Check(report, goal.name, path, rendered)
 

@@ -14,6 +14,7 @@ from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
 from heptune.tasks.options import AS_IT_IS
 from heptune.tasks.options import TaskOptions as TaskOptions
+from heptune.tasks.soundness import about_ends, ends_of
 from heptune.tasks.template import ChatTemplate
 
 
@@ -104,7 +105,7 @@ def encode(
 ) -> list[Example]:
     """The training examples of all records. Those with nothing supervised are left out and told, as are cut ones.
 
-    Raises DataError when nothing is left.
+    Raises DataError when nothing is left, BaseModelError where a reply has no end.
     """
     examples = [e for i, record in enumerate(records) for e in task.encode(record, i, template, max_length)]
     usable = [example for example in examples if example.targets]
@@ -119,4 +120,7 @@ def encode(
         listener(Note(f"{dropped} examples {why}", "warning"))
     if cut:
         listener(Note(f"{cut} examples are longer than {max_length} tokens and were cut", "warning"))
+    if isinstance(task, Chat):
+        for note in about_ends(ends_of(usable, template), max_length):
+            listener(note)
     return usable

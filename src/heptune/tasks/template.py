@@ -80,6 +80,7 @@ class ChatTemplate:
         self._replies: dict[str, tuple[int, ...]] = {}
         self._joins_first_word = self._starts_with_space_mark()
         self._bos = self._automatic_bos()
+        self._no_tools: list[Any] | None = None
         self._no_tools = self._absent_tools()
         self._has_system = self._shows("system", [Message("system", _PROBE), Message("user", "hello")])
         self._end, self.stop_tokens = self._find_ends()
@@ -228,12 +229,10 @@ class ChatTemplate:
 
     def _absent_tools(self) -> list[Any] | None:
         """What says that there are no tools: nothing, or an empty list where a template goes through it (Hermes 2)."""
-        self._no_tools: list[Any] | None = None
-        user = [{"role": "user", "content": _PROBE}]
-        for absent in (None, []):
-            self._no_tools = absent
+        empty: list[Any] = []
+        for absent in (None, empty):
             with contextlib.suppress(BaseModelError):
-                self._fill(user, None, True)
+                self._fill([{"role": "user", "content": _PROBE}], absent, True)
                 return absent
         return None
 

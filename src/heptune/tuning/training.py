@@ -25,6 +25,7 @@ from heptune.models.load import Base
 from heptune.runs.run import EventLog, Run
 from heptune.scoring.exams import validation
 from heptune.scoring.score import Scorer
+from heptune.tasks.soundness import about_base
 from heptune.tasks.template import ChatTemplate
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -51,9 +52,8 @@ def begin(
     """A new run directory with everything that the training follows from. `validate_at` names the steps after which the
     validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's)."""
     template = ChatTemplate.for_records(base.tokenizer, problem.parts.train)
-    if template.is_default:
-        text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
-        listener(Note(text, "warning"))
+    for note in about_base(base_name, template):
+        listener(note)
     manifest = {
         "heptune": heptune.__version__,
         "status": "new",
