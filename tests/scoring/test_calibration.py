@@ -32,6 +32,7 @@ from heptune.scoring.calibration import (
     negative_log_likelihood,
 )
 from heptune.scoring.score import normalised
+from heptune.techniques.freeze import Freeze
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -196,8 +197,8 @@ def reviews(path: Path, count: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("technique", ["lora", "full", "freeze", "prefix", "p_tuning", "adapter"])
-def test_a_run_keeps_the_temperature_of_its_artifact(base: Path, tmp_path: Path, technique: str) -> None:
+@pytest.mark.parametrize("technique", ["lora", "full", Freeze(layers=1), "prefix", "p_tuning", "adapter"])
+def test_a_run_keeps_the_temperature_of_its_artifact(base: Path, tmp_path: Path, technique: str | Freeze) -> None:
     """Whichever step was the best: what is scored is what was kept."""
     data = reviews(tmp_path / "reviews.jsonl", 120)
     heard: list[Event] = []
@@ -206,6 +207,7 @@ def test_a_run_keeps_the_temperature_of_its_artifact(base: Path, tmp_path: Path,
     run = api.tune(
         str(base), data, technique=technique, out=tmp_path / "run", options=options, listener=heard.append, **settings
     )
+    assert run.manifest["result"]["best_step"] < 6
     kept = json.loads((run.folder / "calibration.json").read_text("utf-8"))
     tuned = api.open_run(run.folder)
     assert tuned.calibration == Calibration(**kept) and kept["examples"] >= FEWEST

@@ -1,8 +1,8 @@
 """How far a model's probabilities can be believed, and the one number that makes them more believable.
 
 Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2): every log-score is
-divided by one T > 0, which minimises the negative log-likelihood on examples that were not trained on. T above 1 makes a
-model less sure, below 1 surer; which label is the likeliest never changes.
+divided by one T > 0, which minimises the negative log-likelihood on examples that were not trained on. T above 1 makes
+a model less sure, below 1 surer; which label is the likeliest never changes.
 
 The expected calibration error (Naeini et al. 2015; Guo et al. 2017, section 2) sorts answers by their confidence into
 bins of equal width and compares, bin by bin, the confidence with the share of right answers:
