@@ -15,7 +15,7 @@ from heptune import tasks
 from heptune import techniques as registry
 from heptune.core.errors import DataError, HeptuneError, UsageError
 from heptune.core.events import Listener, Note, ignore
-from heptune.data.check import CheckReport, Lengths
+from heptune.data.check import CheckReport, Finding, Lengths
 from heptune.data.check import check as check_data
 from heptune.data.corpus import Documents
 from heptune.data.corpus import opened as opened_data
@@ -35,12 +35,14 @@ from heptune.reporting.report import report as report  # one of the verbs
 from heptune.runs import lineage
 from heptune.runs.files import write_json
 from heptune.runs.run import Run, new_name
+from heptune.scoring.calibration import Calibration
 from heptune.scoring.evaluation import Evaluation, require_examples
-from heptune.scoring.exams import exam_of
+from heptune.scoring.exams import calibrated, exam_of
 from heptune.scoring.exams.label import LabelExam
 from heptune.scoring.exams.tag import TagExam
 from heptune.scoring.generate import Sampling as Sampling
 from heptune.tasks.options import TaskOptions
+from heptune.tasks.soundness import Ends, about_base, about_ends, ends_of
 from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
@@ -231,7 +233,10 @@ def evaluate(
         base = exam.answers(bare.scorer, records, "scoring the untouched base", listener)
     bare.restore(run.artifact, listener)
     tuned = exam.answers(bare.scorer, records, "scoring the tuned model", listener)
-    result = exam.evaluation(part, records, parts.train, base, tuned, manifest["settings"]["seed"])
+    seed = manifest["settings"]["seed"]
+    result = exam.evaluation(part, records, parts.train, base, tuned, seed)
+    found = Calibration.of(run.folder)
+    result = replace(result, calibration=calibrated(task, records, tuned, found, seed))
     (run.folder / "evaluations").mkdir(exist_ok=True)
     write_json(run.folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}.json", result.to_json())
     return result
@@ -310,12 +315,20 @@ def check(
             return Check(report, None, path, ())
         raise error
     tokenizer = load_tokenizer(base, listener=listener)
-    template: Any = PlainText(tokenizer) if reads_both_ways(base, listener=listener) else ChatTemplate(tokenizer)
+    both_ways = reads_both_ways(base, listener=listener)
+    speaks = ChatTemplate.for_records
+    template: Any = PlainText(tokenizer) if both_ways else speaks(tokenizer, dataset.records)
+    ends = Ends()
 
     def measure(record: Record) -> list[Lengths]:
-        return [Lengths(len(e.tokens), e.targets, e.cut) for e in goal.encode(record, 0, template, max_length)]
+        nonlocal ends
+        examples = goal.encode(record, 0, template, max_length)
+        ends += ends_of(examples, template)
+        return [Lengths(len(e.tokens), e.targets, e.cut) for e in examples]
 
     report = check_data(dataset, evaluation=evaluation, measure=measure, max_length=max_length, listener=listener)
+    notes = [*about_base(base, template), *(about_ends(ends, max_length) if isinstance(goal, tasks.Chat) else ())]
+    report = report.also(Finding(note.level, f"{note.text[0].upper()}{note.text[1:]}.") for note in notes)
     rendered = tuple(_render(record, goal, template, max_length) for record in dataset.records[:2])
     return Check(report, goal.name, path, rendered)
 

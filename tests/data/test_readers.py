@@ -12,6 +12,7 @@ import pytest
 from heptune.core.errors import DataError, HeptuneError, UsageError
 from heptune.data.readers import locate, read
 from heptune.data.record import Message, Record
+from heptune.data.splits import content_key
 
 USER, REPLY = Message("user", "Hi"), Message("assistant", "Hello")
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -139,6 +140,85 @@ def test_every_format_is_recognised(tmp_path: Path, name: str, content: str, for
     assert dataset.skipped == ()
     assert first is None or dataset.records[0] == first
     assert dataset.kind == dataset.records[0].kind
+
+
+WEATHER = {"name": "weather", "description": "Of a city.", "parameters": {"type": "object", "properties": {}}}
+TOOLS = json.dumps([{"type": "function", "function": WEATHER}], ensure_ascii=False)
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
+CALLS = json.dumps([CALL], ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [WEATHER],
+        WEATHER,
+        json.dumps([WEATHER]),
+        [json.dumps(WEATHER)],
+        [{"type": "function", "function": WEATHER}],
+        TOOLS,
+    ],
+)
+def test_tools_are_read_in_every_spelling(tmp_path: Path, tools: object) -> None:
+    dataset = read(write(tmp_path, "a.jsonl", jsonl({"messages": CHAT, "tools": tools})))
+    assert dataset.records == (Record(1, messages=(USER, REPLY), tools=TOOLS),)
+    assert dataset.ignored == ()
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], "[]"])
+def test_no_tools(tmp_path: Path, nothing: object) -> None:
+    row = {"prompt": "Hi", "completion": "Hello", "tools": nothing}
+    assert read(write(tmp_path, "a.jsonl", jsonl(row))).records == (Record(1, messages=(USER, REPLY)),)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": None, "tool_calls": [CALL]},
+        {"tool_calls": [CALL]},
+        {"content": "", "tool_calls": CALLS},
+        {"content": "", "tool_calls": [{"function": {"name": "weather", "arguments": '{"city": "Köln"}'}}]},
+        {"content": "", "function_call": {"name": "weather", "arguments": '{"city": "Köln"}'}},
+    ],
+)
+def test_calls_and_answers(tmp_path: Path, turn: dict[str, object]) -> None:
+    answer = {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "wet"}
+    messages = [CHAT[0], {"role": "assistant", **turn}, answer, CHAT[1]]
+    (record,) = read(write(tmp_path, "a.jsonl", jsonl({"messages": messages}))).records
+    assert record.messages == (
+        USER,
+        Message("assistant", "", CALLS),
+        Message("tool", "wet", "", "c1", "weather"),
+        REPLY,
+    )
+
+
+def test_a_call_keeps_its_id_and_its_text(tmp_path: Path) -> None:
+    turn = {"role": "assistant", "content": "Let me look.", "tool_calls": [{"id": "c1", **CALL}]}
+    (record,) = read(write(tmp_path, "a.jsonl", jsonl({"messages": [CHAT[0], turn]}))).records
+    assert record.messages[1].content == "Let me look."
+    assert json.loads(record.messages[1].tool_calls) == [{"id": "c1", **CALL}]
+    assert record.messages[1].said == f"Let me look.\n{record.messages[1].tool_calls}"
+
+
+def test_sharegpts_calls_are_calls_where_the_conversation_brings_tools(tmp_path: Path) -> None:
+    spelled = json.dumps(CALL["function"], ensure_ascii=False)
+    talk = [SHARE[0], {"from": "function_call", "value": spelled}, {"from": "observation", "value": "wet"}, SHARE[1]]
+    first, second = read(
+        write(tmp_path, "a.jsonl", jsonl({"conversations": talk, "tools": [WEATHER]}, {"conversations": talk}))
+    ).records
+    assert first.messages[1] == Message("assistant", "", CALLS) and first.tools == TOOLS
+    assert second.messages[1] == Message("assistant", spelled) and second.tools == ""
+    text = [SHARE[0], {"from": "function_call", "value": "weather(Köln)"}, SHARE[1]]
+    (record,) = read(write(tmp_path, "b.jsonl", jsonl({"conversations": text, "tools": [WEATHER]}))).records
+    assert record.messages[1] == Message("assistant", "weather(Köln)")
+
+
+def test_conversations_that_differ_in_a_call_alone_are_no_duplicates(tmp_path: Path) -> None:
+    other = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    rows = [{"messages": [CHAT[0], {"role": "assistant", "tool_calls": [call]}]} for call in (CALL, other)]
+    first, second = read(write(tmp_path, "a.jsonl", jsonl(*rows))).records
+    assert content_key(first) != content_key(second)
 
 
 def test_labels_of_other_types_become_strings(tmp_path: Path) -> None:
@@ -323,8 +403,19 @@ BAD_ROWS = [
     (
         {"messages": [CHAT[0], {"role": "assistant", "content": "a", "tool_calls": [{}]}]},
         {"messages": CHAT},
-        "turn 2 has tool calls",
+        "turn 2 has a call without a name",
     ),
+    (
+        {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}]},
+        {"messages": CHAT},
+        "turn 2 calls f with arguments that are no JSON object",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}, CHAT[1]]},
+        {"messages": CHAT},
+        "turn 1 calls a tool, but it is the user's",
+    ),
+    ({"messages": CHAT, "tools": "weather"}, {"messages": CHAT}, "the column 'tools' has a tool without a name"),
     (
         {"messages": [{"role": "system", "content": "a"}, *CHAT], "system": "b"},
         {"messages": CHAT},

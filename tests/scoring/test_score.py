@@ -74,7 +74,7 @@ def test_chat_losses_are_the_brute_force_sums(scorer: Scorer) -> None:
     replies = [scorer.template.reply("Here."), scorer.template.reply("There too.")]
     assert scores.tokens.tolist() == [sum(map(len, replies))]
     assert len(scores.replies) == 1 and scores.cut == 0
-    assert _last_questions(task, [record], 1) == [(task.messages(turns), "There too.")]
+    assert _last_questions(task, [record], 1) == [(task.messages(turns), "", "There too.")]
 
 
 def test_replies_are_the_likeliest_tokens_and_arrive_as_they_grow(scorer: Scorer) -> None:

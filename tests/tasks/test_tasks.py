@@ -53,7 +53,7 @@ def test_names_and_choice() -> None:
         tasks.get("clasify")
 
 
-@pytest.mark.parametrize("task", [SENTIMENT, Chat(), Chat("Be kind.")])
+@pytest.mark.parametrize("task", [SENTIMENT, Chat(), Chat("Be kind."), Chat(replies="last")])
 def test_json_round_trip(task: Classify | Chat) -> None:
     assert tasks.from_json(task.to_json()) == task
 
@@ -149,6 +149,33 @@ class TestChat:
         assert TEMPLATE.tokenizer.decode(said) == "Hello!<|im_end|>See you.<|im_end|>"
         assert example.tokens[: example.lead] == tuple(TEMPLATE.prompt(self.RECORD.messages[:1]))
         assert (example.record, example.cut) == (5, 0)
+
+    def test_the_last_reply_alone_is_supervised_on_request(self) -> None:
+        task = Chat.from_records([self.RECORD], TaskOptions(system="Be kind.", replies="last"))
+        assert task == Chat("Be kind.", "last")
+        (example,) = task.encode(self.RECORD, 5, TEMPLATE, 200)
+        (all_replies,) = Chat("Be kind.").encode(self.RECORD, 5, TEMPLATE, 200)
+        assert example.tokens == all_replies.tokens
+        assert list(example.tokens[example.lead :]) == TEMPLATE.reply("See you.")
+        assert example.targets == len(TEMPLATE.reply("See you.")) < all_replies.targets
+        (alone,) = Chat(replies="last").encode(self.RECORD, 5, GLM4, 200)
+        assert alone == Chat().encode(self.RECORD, 5, GLM4, 200)[-1]
+        assert task.scored(self.RECORD, 5, TEMPLATE, 200) == [example]
+        assert task.scored(self.RECORD, 5, TEMPLATE, example.lead) == []
+
+    def test_what_follows_the_last_reply_does_not_matter(self) -> None:
+        asked_again = Record(line=1, messages=(*self.RECORD.messages, Message("user", "And?")))
+        last = Chat(replies="last")
+        assert last.encode(asked_again, 0, TEMPLATE, 200) == last.encode(self.RECORD, 0, TEMPLATE, 200)
+
+    def test_runs_of_before_learned_all_replies(self) -> None:
+        assert Chat.from_json({"name": "chat", "system": None}) == Chat()
+
+    def test_options_of_other_tasks_are_refused(self) -> None:
+        with pytest.raises(UsageError, match="the task chat has no use for; it takes system, replies"):
+            Chat.from_records([self.RECORD], TaskOptions(instruction="Talk."))
+        with pytest.raises(UsageError, match="the task classify has no use for"):
+            Classify.from_records([labelled("x", "a"), labelled("y", "b")], TaskOptions(replies="last"))
 
     def test_one_example_per_reply_where_the_template_demands_it(self) -> None:
         examples = Chat().encode(self.RECORD, 5, GLM4, 200)

@@ -73,7 +73,9 @@ def chat(
         partner.answer(once)
         return
     if sys.stdin.isatty():
-        screen.print(f"{run}: {tuned.task.name}. /reset forgets, /exit or Ctrl-D leaves.", soft_wrap=True)
+        screen.print(
+            f"{run}: {tuned.task.name}{_calibrated(tuned)}. /reset forgets, /exit or Ctrl-D leaves.", soft_wrap=True
+        )
     _talk(partner)
 
 
@@ -96,6 +98,15 @@ def _text_of(passage: str) -> str:
             except UnicodeDecodeError:
                 raise UsageError(f"{passage} is not UTF-8 text; convert it, or give the text itself") from None
     return passage
+
+
+def _calibrated(tuned: Tuned) -> str:
+    found = tuned.calibration
+    if tuned.task.name not in ("classify", "label"):
+        return ""
+    if found.loss is None:
+        return f", probabilities as the model gives them: {found.note}"
+    return f", probabilities at temperature {found.temperature:.2f} (from {found.examples} validation records)"
 
 
 class _Partner:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,10 @@ class CheckReport:
         """Whether training on this file would teach nothing."""
         return any(finding.severity == "fatal" for finding in self.findings)
 
+    def also(self, findings: Iterable[Finding]) -> CheckReport:
+        """The same with more findings."""
+        return replace(self, findings=_by_severity([*self.findings, *findings]))
+
 
 def check(
     dataset: Dataset,
@@ -157,7 +161,7 @@ def check(
         unknown_labels=dict(unknown.most_common()),
         unsupervised_lines=unsupervised,
         cut_lines=cut,
-        findings=tuple(sorted(findings, key=lambda f: ("fatal", "warning", "info").index(f.severity))),
+        findings=_by_severity(findings),
     )
 
 
@@ -171,6 +175,10 @@ def labels_of(record: Record) -> tuple[str, ...]:
 def _learnt(record: Record) -> Hashable:
     """What is to be learned of a record beside a conversation's turns: equal where two records do not contradict."""
     return record.label, frozenset(record.labels or ()), record.spans, frozenset(record.answers)
+
+
+def _by_severity(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda f: ("fatal", "warning", "info").index(f.severity)))
 
 
 def check_labels(

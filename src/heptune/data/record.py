@@ -10,10 +10,22 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `role` is one of `ROLES`."""
+    """One turn of a conversation. `role` is one of `ROLES`.
+
+    `tool_calls` are what an assistant's turn calls, as JSON text in the form of `data/calls.py`; `tool_call_id` and
+    `name` say which call a tool's turn answers, and which tool it is. Each is '' where there is none.
+    """
 
     role: str
     content: str
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def said(self) -> str:
+        """The content, and the calls behind it as JSON."""
+        return "\n".join(part for part in (self.content, self.tool_calls) if part)
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,9 @@ class Record:
     - a question: `text`, the `answers` that are accepted (the first is the one to learn), and perhaps the `passage`
       that they stand in
     - a question with options: `text`, `options`, and of them the right one as the only one of `answers`
-    - a conversation: `messages` (at least one of role 'assistant')
     - plain text: `text` alone; `continued` where it is a stretch of a longer one and goes on in the next record
+    - a conversation: `messages` (at least one of role 'assistant'), and perhaps the `tools` that can be called in it,
+      as JSON text in the form of `data/calls.py`
 
     `line` is where it starts in its file, counted from 1 (JSON arrays: the element's number).
     """
@@ -51,6 +64,7 @@ class Record:
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     continued: bool = False
+    tools: str = ""
 
     @property
     def kind(self) -> str:

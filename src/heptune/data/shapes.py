@@ -15,6 +15,7 @@ from typing import Any
 from heptune.core.errors import DataError, UsageError
 from heptune.core.registry import nearest, unknown
 from heptune.data import entities, questions
+from heptune.data.calls import call_in, calls_of, tools_of
 from heptune.data.record import ROLES, Message, Record
 from heptune.data.tags import Scheme, is_tag, scheme_of
 from heptune.data.values import Row, label, listed, optional_string, shown, string
@@ -39,6 +40,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "output": ("output", "response", "answer", "completion"),
     "history": ("history",),
     "system": ("system", "system_prompt"),
+    "tools": ("tools",),
 }
 # The roles that can be named by hand, as they go together.
 FAMILIES = (
@@ -62,10 +64,10 @@ LETTERS, CAUSES = "question + A, B, … + answer", "premise + choices + label"
 # An empty list of labels, or of spans; the file's other rows tell.
 EMPTY = "text + empty list"
 OPTIONAL = {
-    CHAT: ("system",),
-    SHAREGPT: ("system",),
+    CHAT: ("system", "tools"),
+    SHAREGPT: ("system", "tools"),
     ALPACA: ("input", "history", "system"),
-    PROMPT: ("system",),
+    PROMPT: ("system", "tools"),
     QUESTION: ("is_impossible",),
     CHOICE: ("passage",),
     LETTERS: ("passage",),
@@ -418,13 +420,14 @@ def convert(row: Row, shape: Shape, columns: Mapping[str, str], line: int) -> Re
         return questions.lettered(row, at["question"], at["answer"], optional["passage"], line)
     if shape.name == CAUSES:
         return questions.caused(row, at["premise"], optional["question"], at["label"], line)
+    tools = tools_of(row[column], column) if (column := optional.get("tools")) else ""
     if shape.name == ALPACA:
         turns = _alpaca(row, at, optional)
     elif shape.name == PROMPT:
         turns = [*_turns_or_text(row, at["prompt"], "user"), *_turns_or_text(row, at["completion"], "assistant")]
     else:
-        turns = _turns(row[at["messages"]], at["messages"])
-    return Record(line, messages=_conversation(turns, optional_string(row, optional["system"])))
+        turns = _turns(row[at["messages"]], at["messages"], bool(tools))
+    return Record(line, messages=_conversation(turns, optional_string(row, optional["system"])), tools=tools)
 
 
 def _labels(row: Row, name: str) -> tuple[str, ...]:
@@ -456,27 +459,36 @@ def _turns_or_text(row: Row, name: str, role: str) -> list[Message]:
     return _turns(row[name], name) if isinstance(row[name], list) else [Message(role, string(row, name))]
 
 
-def _turns(value: Any, name: str) -> list[Message]:
+def _turns(value: Any, name: str, with_tools: bool = False) -> list[Message]:
     if not isinstance(value, list):
         raise DataError(f"column {name!r} is {shown(value)}; it must be a list of turns, each with role and content")
-    return [_turn(turn, number) for number, turn in enumerate(value, 1)]
+    return [_turn(turn, number, with_tools) for number, turn in enumerate(value, 1)]
 
 
-def _turn(turn: Any, number: int) -> Message:
+def _turn(turn: Any, number: int, with_tools: bool = False) -> Message:
+    """One turn. A `function_call` of ShareGPT is text; where the conversation brings tools, the call that it spells."""
     if not isinstance(turn, dict):
         raise DataError(f"turn {number} is {shown(turn)}; it must be an object with role and content")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+    calls = calls_of(turn, number)
     for key in (role_key, content_key):
-        if key not in turn:
+        if key not in turn and not (calls and key == content_key):
             raise DataError(f"turn {number} has no {key!r} (it has {listed(turn)}); each turn needs role and content")
     role = turn[role_key]
     if not isinstance(role, str) or role.strip().lower() not in TURN_ROLES:
         close = nearest(role, TURN_ROLES, 1) if isinstance(role, str) else []
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise DataError(f"turn {number} has the role {shown(role)}; {hint}known: {', '.join(TURN_ROLES)}")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise DataError(f"turn {number} has tool calls beside its text; write the call into the content to learn it")
-    return Message(TURN_ROLES[role.strip().lower()], _content(turn[content_key], number))
+    word = role.strip().lower()
+    role = TURN_ROLES[word]
+    content = "" if calls and turn.get(content_key) is None else _content(turn[content_key], number)
+    if with_tools and word == "function_call" and (spelled := call_in(content)):
+        return Message(role, "", spelled)
+    if calls and role != "assistant":
+        raise DataError(f"turn {number} calls a tool, but it is the {role}'s; only an assistant's turn can")
+    if role != "tool":
+        return Message(role, content, calls)
+    return Message(role, content, "", *(str(turn.get(key) or "") for key in ("tool_call_id", "name")))
 
 
 def _content(content: Any, number: int) -> str:
@@ -500,7 +512,7 @@ def _conversation(turns: Sequence[Message], system: str) -> tuple[Message, ...]:
         turns = [Message("system", system), *turns]
     if not any(t.role == "assistant" for t in turns):
         raise DataError(f"no assistant turn in {len(turns)} turns, so there is nothing to learn; add the answer")
-    if not any(t.role == "assistant" and t.content.strip() for t in turns):
+    if not any(t.role == "assistant" and t.said.strip() for t in turns):
         raise DataError("every assistant turn is empty, so there is nothing to learn; add the answer")
     if turns[0].role == "assistant":
         raise DataError("the conversation begins with an assistant turn; it needs a user or a system turn before it")

@@ -46,7 +46,7 @@ def content_key(record: Record) -> Hashable:
     """What a record says, without case and white space: equal for records that are duplicates. What is to be learned
     of it (label, entities, answers) is no part."""
     if record.messages:
-        return tuple((message.role, _normalised(message.content)) for message in record.messages)
+        return tuple((message.role, _normalised(message.said)) for message in record.messages)
     if record.passage or record.options:
         return tuple(map(_normalised, (record.text or "", record.passage, *sorted(record.options))))
     return _normalised(record.text or "")

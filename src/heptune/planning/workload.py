@@ -307,6 +307,11 @@ class EstimatedTemplate:
     bos: int | None = None
     eos: int | None = _TURN_TOKENS - 1
 
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """What ends a reply."""
+        return self.marks[-1:]
+
     def encode(self, text: str) -> list[int]:
         """Token ids that stand for these pieces."""
         data = text.encode("utf-8")
@@ -318,22 +323,22 @@ class EstimatedTemplate:
         tokens = self.encode(text)
         return tokens[:max_length], max(0, len(tokens) - max_length)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """The turns up to where the assistant begins to speak."""
-        turns = [token for message in messages for token in (*self.marks, *self.encode(message.content))]
-        return [*turns, *self.marks[:-1]]
+        turns = [token for message in messages for token in (*self.marks, *self.encode(message.said))]
+        return [*self.encode(tools), *turns, *self.marks[:-1]]
 
     def reply(self, text: str) -> list[int]:
         """A reply and the end of its turn."""
         return [*self.encode(text), self.marks[-1]]
 
-    def conversation(self, messages: Sequence[Message]) -> list[list[Segment]]:
+    def conversation(self, messages: Sequence[Message], tools: str = "") -> list[list[Segment]]:
         """One sequence, every reply supervised."""
-        segments = []
+        segments = [Segment(tuple(self.encode(tools)), False)] if tools else []
         for index, message in enumerate(messages):
             if message.role == "assistant" and index > 0:
                 segments.append(Segment(self.marks[:-1], False))
-                segments.append(Segment(tuple(self.reply(message.content)), True))
+                segments.append(Segment(tuple(self.reply(message.said)), True))
             else:
-                segments.append(Segment((*self.marks, *self.encode(message.content)), False))
+                segments.append(Segment((*self.marks, *self.encode(message.said)), False))
         return [segments]

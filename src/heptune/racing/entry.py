@@ -111,7 +111,7 @@ def enter(
     again = time.monotonic()
     base = load_base(base_name, listener=_silent)
     loaded_s = time.monotonic() - again
-    template = bases.template_of(base)
+    template = bases.template_of(base, records=problem.parts.train)
     examples = tasks.encode(problem.task, problem.parts.train, template, settings.max_length, listener)
     field = candidates(fitting, terms.rates, problem.task.words if terms.words else "")
     facts = forecast(base, loaded_s, field, problem, examples, settings, terms.test_limit, terms.width, listener)
@@ -131,6 +131,7 @@ def enter(
         "command": list(command),
         "base": {**bases.described(base_name, base), "parameters": facts.parameters},
         **problem.to_json(),
+        "template": template.text,
         "metric": metric or problem.task.metric,
         "on": on,
         "settings": asdict(settings),

@@ -133,7 +133,7 @@ def forecast(
     cores = torch.get_num_threads()
     anatomy = dissect(base.model)
     kinds = {c.technique.name: c.technique for c in field}
-    template = bases.template_of(base)
+    template = bases.template_of(base, records=problem.parts.train)
     estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
     plans: dict[str, dict[str, Any]] = {}
     problems: list[str] = []

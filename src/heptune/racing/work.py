@@ -78,7 +78,9 @@ def baselines(folder: str, limit: int | None, seed: int, threads: int, listener:
         settings = Settings(**values["settings"])
         base = load_base(values["base"]["name"], listener=listener)
         forward = Forward(dissect(base.model), listener=listener)
-        scorer = Scorer(forward, ChatTemplate(base.tokenizer), settings.max_length, SCORING_ROWS)
+        scorer = Scorer(
+            forward, ChatTemplate(base.tokenizer, values.get("template")), settings.max_length, SCORING_ROWS
+        )
         write_json(path, rivals(problem, scorer, records, seed, listener))
     return "reached"
 

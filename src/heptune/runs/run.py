@@ -5,6 +5,7 @@
     checkpoints/      step-000120/: from these the run goes on with the same bits
     best-000120/      the artifact after the best step so far
     artifact/         what the run leaves for use
+    calibration.json  the temperature of a classifier's probabilities
     evaluations/      what `eval` found, one file each
     tokens/           a corpus as tokens, where the task is complete
     serving.json      which of the rounds that go on from this run serves, where one was promoted

@@ -52,10 +52,22 @@ class TypeRow:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """The expected calibration error of the tuned model's probabilities as they come and with the run's temperature,
+    which was fitted on `examples` validation records (0: on none). `note`: why it is no better."""
+
+    temperature: float
+    examples: int
+    error: Interval
+    calibrated_error: Interval
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction].
     `per_type` has a row for each type of entity. `cut` examples were longer than the limit; `lost` of them lost what is
-    the answer."""
+    the answer. `calibration` is None where the task has no probabilities."""
 
     task: str
     part: str
@@ -68,6 +80,7 @@ class Evaluation:
     cut: int = 0
     per_type: tuple[TypeRow, ...] = ()
     lost: int = 0
+    calibration: Calibrated | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

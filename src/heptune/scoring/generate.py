@@ -51,13 +51,17 @@ def reply(
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
     guide: Guide | None = None,
+    tools: str = "",
 ) -> str:
     """The assistant's reply to a conversation, without its end of turn. `on_text` receives the text as it grows.
+    `tools` are those that it may call, as in `Record.tools`; a call is the text that the template has for it.
 
     A reply ends where the model's positions do. With a `guide` it is valid, and complete, whatever the model. Raises
     `BaseModelError` where the conversation leaves no positions, or too few for any valid reply.
     """
-    return _generated(anatomy, template, _prompt(anatomy.placement, template, messages), sampling, on_text, guide)
+    return _generated(
+        anatomy, template, _prompt(anatomy.placement, template, messages, tools), sampling, on_text, guide
+    )
 
 
 def continuation(
@@ -127,7 +131,7 @@ def replies(
             listener(Progress(what, i + 1, total, "replies"))
         return said
     prompts = [
-        as_example(_prompt(anatomy.placement, template, messages), i) for i, messages in enumerate(conversations)
+        as_example(_prompt(anatomy.placement, template, messages, ""), i) for i, messages in enumerate(conversations)
     ]
     done = 0
     for portion in portions(prompts, ROWS_AT_ONCE):
@@ -141,14 +145,14 @@ def replies(
     return said
 
 
-def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Message], tools: str) -> list[int]:
     """The prompt's ids. Virtual tokens in front are the model's own business; where some stand before the answer, all
     of them stand among the ids, in the places that they have in training: before the first reply."""
-    prompt = template.prompt(messages)
+    prompt = template.prompt(messages, tools)
     if not placement.inner:
         return prompt
     lead = 0
-    for segment in template.conversation([*messages, Message("assistant", "x")])[-1]:
+    for segment in template.conversation([*messages, Message("assistant", "x")], tools)[-1]:
         if segment.supervised:
             break
         lead += len(segment.tokens)

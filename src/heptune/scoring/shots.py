@@ -192,7 +192,7 @@ class FewShotChat:
         """The examples behind these shots; empty where the template does not give the same targets."""
         lead = self._lead(record.messages)
         own = [message for i, message in enumerate(record.messages) if i > 0 or message.role != "system"]
-        sequences = template.conversation([*lead, *_turns(shots), *own])[-len(plain) :]
+        sequences = template.conversation([*lead, *_turns(shots), *own], record.tools)[-len(plain) :]
         examples = []
         for segments, alone in zip(sequences, plain, strict=False):
             tokens = [token for segment in segments for token in segment.tokens]

@@ -19,6 +19,7 @@ from heptune.tasks.extract import Extract
 from heptune.tasks.label import Label
 from heptune.tasks.options import AS_IT_IS
 from heptune.tasks.options import TaskOptions as TaskOptions
+from heptune.tasks.soundness import about_ends, ends_of
 from heptune.tasks.tag import Tag
 from heptune.tasks.template import ChatTemplate
 
@@ -119,7 +120,7 @@ def encode(
 ) -> list[Example]:
     """The training examples of all records. Those with nothing supervised are left out and told, as are cut ones.
 
-    Raises DataError when nothing is left.
+    Raises DataError when nothing is left, BaseModelError where a reply has no end.
     """
     examples = [e for i, record in enumerate(records) for e in task.encode(record, i, template, max_length)]
     usable = [example for example in examples if example.targets]
@@ -137,4 +138,7 @@ def encode(
     if lost := sum(example.lost for example in usable):
         why = f"stand behind the limit of {max_length} tokens, or overlap another, and are not learned"
         listener(Note(f"{lost} entities {why}", "warning"))
+    if isinstance(task, Chat):
+        for note in about_ends(ends_of(usable, template), max_length):
+            listener(note)
     return usable

@@ -1,6 +1,7 @@
-"""Chat: the model learns to say what the assistant says, in every turn of a conversation.
+"""Chat: the model learns to say what the assistant says, in every turn of a conversation or in its last one.
 
-Every reply is supervised, its end of turn included; what the others say is only read.
+A reply is supervised whole, its calls of tools and its end of turn included; what the others say, tools among them, is
+only read.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from heptune.core.errors import BaseModelError, DataError
 from heptune.data.record import Message, Record
 from heptune.tasks.example import Example
 from heptune.tasks.options import AS_IT_IS, TaskOptions
-from heptune.tasks.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate, Segment
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Conversations. `system` is put before those that bring no system message of their own."""
+    """Conversations. `system` is put before those that bring no system message of their own. `replies` says whether
+    all of the assistant's turns are learned, or the last one."""
 
     system: str | None = None
+    replies: str = "all"
 
     name: ClassVar[str] = "chat"
     kinds: ClassVar[tuple[str, ...]] = ("conversation",)
@@ -30,8 +33,8 @@ class Chat:
     @classmethod
     def from_records(cls, records: Sequence[Record], options: TaskOptions = AS_IT_IS) -> Chat:
         """The task that conversations pose."""
-        options.only(cls.name, "system")
-        return cls(options.system)
+        options.only(cls.name, "system", "replies")
+        return cls(options.system, options.replies)
 
     @property
     def words(self) -> str:
@@ -40,12 +43,12 @@ class Chat:
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON values; `from_json` reads them back."""
-        return {"name": self.name, "system": self.system}
+        return {"name": self.name, "system": self.system, "replies": self.replies}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Chat:
         """The task that `to_json` wrote."""
-        return cls(values.get("system"))
+        return cls(values.get("system"), values.get("replies", "all"))
 
     def messages(self, messages: Sequence[Message]) -> list[Message]:
         """A conversation as the model sees it: with the task's system message, unless it has its own."""
@@ -67,9 +70,11 @@ class Chat:
                 line=record.line,
             )
         try:
-            sequences = template.conversation(self.messages(record.messages))
+            sequences = template.conversation(self.messages(record.messages), record.tools)
         except BaseModelError as error:
             raise DataError(str(error), line=record.line) from error
+        if self.replies == "last":
+            sequences = [_last_alone(sequences[-1])]
         examples = []
         for segments in sequences:
             tokens = [token for segment in segments for token in segment.tokens]
@@ -82,3 +87,9 @@ class Chat:
     def scored(self, record: Record, index: int, template: ChatTemplate, max_length: int) -> list[Example]:
         """Its replies, where the length limit leaves something of them."""
         return [example for example in self.encode(record, index, template, max_length) if example.targets]
+
+
+def _last_alone(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments with the last reply alone supervised."""
+    last = max((n for n, segment in enumerate(segments) if segment.supervised), default=None)
+    return [Segment(segment.tokens, n == last) for n, segment in enumerate(segments)]

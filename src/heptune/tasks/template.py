@@ -16,14 +16,17 @@ Text that contains a special token's spelling is read as that token, as transfor
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jinja2
 
 from heptune.core.errors import BaseModelError
-from heptune.data.record import Message
+from heptune.data.record import Message, Record
+from heptune.tasks.tools import ToolForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +68,7 @@ class ChatTemplate:
     - `is_default`: whether `DEFAULT_TEMPLATE` is in use
     - `stop_tokens`: the tokens that end a reply: end-of-sequence, and the template's end of turn
     - `bos`, `eos`: what the tokenizer puts before a plain text, and what ends one; None where there is no such token
+    - `tool_form`: how it takes tools, calls and their answers
 
     Raises BaseModelError when the template cannot be rendered, or when nothing can end a reply.
     """
@@ -78,15 +82,36 @@ class ChatTemplate:
         self._joins_first_word = self._starts_with_space_mark()
         self.bos = self._automatic_bos()
         self.eos: int | None = tokenizer.eos_token_id
+        self._no_tools: list[Any] | None = None
+        self._no_tools = self._absent_tools()
         self._has_system = self._shows("system", [Message("system", _PROBE), Message("user", "hello")])
-        self._has_tool = self._shows(
-            "tool", [Message("user", "hello"), Message("assistant", "wait"), Message("tool", _PROBE)]
-        )
         self._end, self.stop_tokens = self._find_ends()
+        self._require_an_end()
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens up to where the assistant begins to speak, after `messages`."""
-        segments = self._segments(self._prompt_parts(self._prepared(messages)))
+    @classmethod
+    def for_records(cls, tokenizer: PreTrainedTokenizerBase, records: Iterable[Record]) -> ChatTemplate:
+        """The tokenizer's own template; of several (Hermes 2 Pro's) the one for tools where the records have any."""
+        several = isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template
+        with_tools = several and any(r.tools or any(m.tool_calls for m in r.messages) for r in records)
+        return cls(tokenizer, tokenizer.get_chat_template("tool_use") if with_tools else None)
+
+    @cached_property
+    def tool_form(self) -> ToolForm:
+        """How this template takes tools, calls and their answers."""
+        return ToolForm.of(self.text, self._fill)
+
+    @cached_property
+    def writes_bos_twice(self) -> bool:
+        """Whether the begin-of-sequence token would stand twice if the tokenizer read the template's text as it reads
+        any text. Here it stands once."""
+        begun = self._ids(self._render([Message("user", _PROBE)], generate=True))
+        automatic = [] if self.bos is None else [self.bos]
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and [*automatic, *begun][:2] == [bos, bos]
+
+    def prompt(self, messages: Sequence[Message], tools: str = "") -> list[int]:
+        """The tokens up to where the assistant begins to speak, after `messages`. `tools` as in `Record.tools`."""
+        segments = self._segments(self._prompt_parts(self._prepared(messages), tools))
         return [token for segment in segments for token in segment.tokens]
 
     def reply(self, text: str) -> list[int]:
@@ -97,25 +122,27 @@ class ChatTemplate:
             self._replies[text] = tuple(self._encode(written, at_start=False))
         return list(self._replies[text])
 
-    def conversation(self, messages: Sequence[Message]) -> list[list[Segment]]:
+    def conversation(self, messages: Sequence[Message], tools: str = "") -> list[list[Segment]]:
         """The training sequences of a conversation, each a list of segments, unsupervised and supervised in turn.
 
         One sequence where the template renders every reply as it was said; otherwise one per reply, each being
         `prompt(messages before it)` and the reply. A first message by the assistant is context: nothing asks for it.
-        What follows the last reply is left out. Without any reply the one sequence has nothing supervised.
+        What follows the last reply is left out. Without any reply the one sequence has nothing supervised. `tools` as
+        in `Record.tools`.
         """
         messages = self._prepared(messages)
         replies = _reply_places(messages)
         if not replies:
-            return [self._segments([(self._render(messages, generate=False), False)])]
-        parts, _ = self._split(messages, self._render(messages, generate=False))
+            return [self._segments([(self._render(messages, generate=False, tools=tools), False)])]
+        parts, _ = self._split(messages, self._render(messages, generate=False, tools=tools), tools)
         if parts is not None:
             return [self._segments(parts)]
         sequences = []
         for i in replies:
-            before = self._segments(self._prompt_parts(messages[:i]))
+            before = self._segments(self._prompt_parts(messages[:i], tools))
             opening = Segment(tuple(token for segment in before for token in segment.tokens), False)
-            written = self._reply_text(messages[: i + 1], self._render(messages[:i], generate=True))
+            prompt = self._render(messages[:i], generate=True, tools=tools)
+            written = self._reply_text(messages[: i + 1], prompt, tools)
             sequences.append([opening, Segment(tuple(self._encode(written, at_start=False)), True)])
         return sequences
 
@@ -135,13 +162,13 @@ class ChatTemplate:
 
     # ---- text
 
-    def _prompt_parts(self, messages: list[Message]) -> list[tuple[str, bool]]:
+    def _prompt_parts(self, messages: list[Message], tools: str) -> list[tuple[str, bool]]:
         """The prompt's text, cut at the replies in it exactly as `conversation` cuts it."""
-        whole = self._render(messages, generate=True)
-        parts, at = self._split(messages, whole)
+        whole = self._render(messages, generate=True, tools=tools)
+        parts, at = self._split(messages, whole, tools)
         return [*parts, (whole[at:], False)] if parts is not None else [(whole, False)]
 
-    def _split(self, messages: list[Message], whole: str) -> tuple[list[tuple[str, bool]] | None, int]:
+    def _split(self, messages: list[Message], whole: str, tools: str) -> tuple[list[tuple[str, bool]] | None, int]:
         """Cut `whole` into (text, supervised) up to the end of its last reply, and say where that is.
 
         None where some reply does not stand in `whole` as it was said.
@@ -149,19 +176,23 @@ class ChatTemplate:
         parts: list[tuple[str, bool]] = []
         at = 0
         for i in _reply_places(messages):
-            before = self._render(messages[:i], generate=True)
-            written = self._reply_text(messages[: i + 1], before)
+            before = self._render(messages[:i], generate=True, tools=tools)
+            written = self._reply_text(messages[: i + 1], before, tools)
             if len(before) < at or not whole.startswith(before + written):
                 return None, 0
             parts += [(before[at:], False), (written, True)]
             at = len(before) + len(written)
         return parts, at
 
-    def _reply_text(self, messages: list[Message], prompt: str) -> str:
+    def _reply_text(self, messages: list[Message], prompt: str, tools: str = "") -> str:
         """The last message, which is the assistant's, as it follows `prompt`: up to and with the end of the turn."""
-        rendered = self._render(messages, generate=False)
+        rendered = self._render(messages, generate=False, tools=tools)
         if rendered.startswith(prompt):
             written = rendered[len(prompt) :]
+        elif messages[-1].tool_calls:  # calls begin where other replies do, whatever the prompt opens behind that
+            other = self._render([*messages[:-1], Message("assistant", _PROBE)], generate=False, tools=tools)
+            same = os.path.commonprefix([rendered, other[: other.rfind(_PROBE)]])  # noqa: RUF071 (by character)
+            written = rendered[len(same) :]
         else:  # the prompt opens what finished turns do not show, such as DeepSeek-R1's <think>
             opened = prompt[len(os.path.commonprefix([prompt, rendered])) :]  # noqa: RUF071 (by character, as wanted)
             written = messages[-1].content.strip().removeprefix(opened.strip()) + self._end
@@ -176,11 +207,6 @@ class ChatTemplate:
     def _prepared(self, messages: Sequence[Message]) -> list[Message]:
         """`messages` as this template can take them: a system message it has no place for goes into the first turn."""
         prepared = list(messages)
-        if any(message.role == "tool" for message in prepared) and not self._has_tool:
-            raise BaseModelError(
-                "the conversation has a turn of the role 'tool', but this base's chat template has no place for tool "
-                "turns; leave such conversations out or use a base whose template knows tools"
-            )
         if prepared and prepared[0].role == "system" and not self._has_system:
             system, *rest = prepared
             if rest and rest[0].role == "user":
@@ -188,21 +214,40 @@ class ChatTemplate:
             return [Message("user", system.content), *rest]
         return prepared
 
-    def _render(self, messages: Sequence[Message], generate: bool) -> str:
+    def _render(self, messages: Sequence[Message], generate: bool, tools: str = "") -> str:
+        if not tools and not any(message.tool_calls or message.role == "tool" for message in messages):
+            return self._fill([{"role": m.role, "content": m.content} for m in messages], None, generate)
+        turns, given = self.tool_form.turns(messages, tools)
+        return self._fill(turns, given, generate)
+
+    def _fill(self, turns: list[dict[str, Any]], tools: list[Any] | None, generate: bool) -> str:
+
         text = _FIXED_DATE + self.text if "strftime_now" in self.text else self.text
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    turns, chat_template=text, tokenize=False, add_generation_prompt=generate
+                    turns,
+                    tools=self._no_tools if tools is None else tools,
+                    chat_template=text,
+                    tokenize=False,
+                    add_generation_prompt=generate,
                 )
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            roles = ", ".join(message.role for message in messages) or "none"
+            roles = ", ".join(turn["role"] for turn in turns) or "none"
             raise BaseModelError(
                 f"this base's chat template cannot render a conversation with the roles: {roles} ({error}); "
                 "change the order of the turns or use another base"
             ) from error
+
+    def _absent_tools(self) -> list[Any] | None:
+        """What says that there are no tools: nothing, or an empty list where a template goes through it (Hermes 2)."""
+        empty: list[Any] = []
+        for absent in (None, empty):
+            with contextlib.suppress(BaseModelError):
+                self._fill([{"role": "user", "content": _PROBE}], absent, True)
+                return absent
+        return None
 
     def _shows(self, role: str, messages: list[Message]) -> bool:
         try:
@@ -218,6 +263,8 @@ class ChatTemplate:
             tokens = self._encode(text, at_start=n == 0)
             if n == 0 and self.bos is not None and tokens[:1] != [self.bos]:
                 tokens = [self.bos, *tokens]
+            while n == 0 and tokens[:2] == [self.tokenizer.bos_token_id] * 2:  # by the template and by the tokenizer
+                tokens = tokens[1:]
             segments.append(Segment(tuple(tokens), supervised))
         return segments
 
@@ -264,7 +311,19 @@ class ChatTemplate:
         # A base without an end of turn stops where the next turn's mark would stand (GLM-4: <|user|>).
         following = self._render(turns, generate=False).rpartition(_PROBE)[2].lstrip()
         stops |= {i for i in self._ids(following)[:1] if i in added}
+        if not end:
+            stops |= {i for i in self._ids(self.tool_form.after_a_call(self._fill).lstrip())[:1] if i in added}
         return end, tuple(sorted(stops))
+
+    def _require_an_end(self) -> None:
+        """A tuned model says what it was shown: without an end that is one token it would never stop."""
+        last = self.reply(_PROBE)[-1:]
+        if last and last[0] not in self.stop_tokens:
+            raise BaseModelError(
+                f"a reply would end with {self.tokenizer.decode(last)!r}, which is no token that ends a turn: this "
+                "base's tokenizer reads its special tokens as plain text; set `split_special_tokens` to false in its "
+                "tokenizer_config.json"
+            )
 
 
 class PlainText:

@@ -13,6 +13,7 @@ import transformers
 
 from heptune.core.errors import RunError, UsageError
 from heptune.core.events import Listener
+from heptune.data.record import Record
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, is_encoder
 from heptune.models.load import Base, load_base
@@ -47,12 +48,12 @@ def dtype(capabilities: frozenset[str]) -> torch.dtype | None:
     return torch.float32 if "trains_base" in capabilities else None
 
 
-def template_of(base: Base, text: str | None = None) -> ChatTemplate:
-    """How this base reads and speaks: its chat template (or `text`, the one that a run froze); an encoder's stand-in,
-    which serves tasks with a linear head and refuses the others."""
+def template_of(base: Base, text: str | None = None, records: Iterable[Record] = ()) -> ChatTemplate:
+    """How this base reads and speaks: its chat template for these records, or `text`, the one that a run froze; an
+    encoder's stand-in, which serves tasks with a linear head and refuses the others."""
     if is_encoder(base.model.config):
         return PlainText(base.tokenizer)  # type: ignore[return-value]
-    return ChatTemplate(base.tokenizer, text)
+    return ChatTemplate.for_records(base.tokenizer, records) if text is None else ChatTemplate(base.tokenizer, text)
 
 
 def described(name: str, loaded: Base) -> dict[str, Any]:

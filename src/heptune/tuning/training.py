@@ -16,7 +16,7 @@ from heptune.core.errors import HeptuneError, RunError
 from heptune.core.events import Event, Listener, Note, Progress
 from heptune.data.record import Record
 from heptune.data.splits import sample
-from heptune.engine import checkpoint
+from heptune.engine import checkpoint, headed
 from heptune.engine.artifact import keep
 from heptune.engine.forward import Forward, require_positions
 from heptune.engine.headed import Headed
@@ -24,15 +24,18 @@ from heptune.engine.loop import Outcome, Training, Validation, batches_of, steps
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import Base
+from heptune.runs.files import write_json
 from heptune.runs.run import EventLog, Run
-from heptune.scoring.exams import validation
+from heptune.scoring import calibration
+from heptune.scoring.exams import calibrate, has_probabilities, validation
 from heptune.scoring.probe import start_from_probe
 from heptune.scoring.score import Scorer, readout_of
 from heptune.tasks.complete import Complete
 from heptune.tasks.example import Example
+from heptune.tasks.soundness import about_base
 from heptune.tasks.store import stored
 from heptune.tasks.template import ChatTemplate
-from heptune.techniques._contract import Technique
+from heptune.techniques._contract import Attached, Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
 from heptune.tuning import rounds
@@ -64,11 +67,10 @@ def begin(
     validation part is scored (None: as the settings say), `metric` what chooses the best of them (None: the task's).
     `beside` may lie in the folder already. `earlier` is what is kept of the rounds before this one (see
     `rounds.described`)."""
-    template = bases.template_of(base)
+    template = bases.template_of(base, records=problem.parts.train)
     settings = _within_positions(settings, base, listener)
-    if template.is_default:
-        text = f"{base_name} has no chat template; Heptune's default (User: ... Assistant: ...) is used"
-        listener(Note(text, "warning"))
+    for note in about_base(base_name, template):
+        listener(note)
     manifest = {
         "heptune": heptune.__version__,
         "status": "new",
@@ -191,6 +193,9 @@ def train(
             run.update(status=outcome.reason, step=outcome.state.step)
             return run
         artifact = keep(run.folder, attached, name, outcome.state.best_step, outcome.state.step)
+        if has_probabilities(problem.task):
+            kept = None if outcome.state.best_step in (None, outcome.state.step) else artifact
+            _calibrate(run, problem, scorer, technique, attached, kept, tell)
         run.update(status="finished", result=_result(outcome, artifact))
     return run
 
@@ -204,6 +209,40 @@ def _examples(
     made_from = {"tokenizer": run.manifest["base"]["fingerprint"], **problem.to_json()}
     folder = run.folder / TOKENS
     return stored(folder, made_from, problem.task, problem.parts.train, template, settings.max_length, tell)
+
+
+def _calibrate(
+    run: Run,
+    problem: Problem,
+    scorer: Scorer,
+    technique: Technique,
+    attached: Attached,
+    kept: Path | None,
+    listener: Listener,
+) -> None:
+    """Fits the temperature of the model's probabilities on the validation part and keeps it with the run. `kept` is the
+    artifact where that is not what the last step left in the model. A failure costs the run nothing else."""
+    settings = Settings(**run.manifest["settings"])
+    records = judged_on(problem, settings.validation_limit, run.manifest.get("validation_seed", settings.seed))
+    try:
+        if kept is not None:
+            if "detachable" in technique.capabilities:
+                attached.detach()
+            attached = technique.restore(scorer.forward.anatomy, kept)
+            if scorer.forward.readout is not None:
+                headed.fill(scorer.forward.readout, kept)
+        attached.begin_step(None)
+        found = calibrate(problem.task, scorer, records, listener)
+        write_json(run.folder / calibration.FILE, found.to_json())
+    except (HeptuneError, RuntimeError, MemoryError, OSError) as error:  # torch tells of memory by RuntimeError
+        listener(Note(f"the labels' probabilities stay as they are: calibrating failed ({error})", "warning"))
+        return
+    if found.loss is None:
+        listener(Note(f"{found.note}: the labels' probabilities stay as they are"))
+        return
+    text = f"the labels' probabilities are calibrated on {found.examples} validation records: temperature"
+    change = f"{found.temperature:.2f}, loss {found.loss:.3f} -> {found.calibrated_loss:.3f}"
+    listener(Note(f"{text} {change}{'; ' if found.note else ''}{found.note}"))
 
 
 def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:

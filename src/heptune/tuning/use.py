@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
@@ -12,15 +13,16 @@ import transformers
 from heptune import tasks, techniques
 from heptune.core.errors import RunError, UsageError
 from heptune.core.events import Listener, ignore
+from heptune.data.calls import tools_of
 from heptune.data.record import Message, Record
 from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
+from heptune.scoring.calibration import UNCALIBRATED, Calibration, log_probabilities
 from heptune.scoring.exams.answer import meant
 from heptune.scoring.exams.choose import ChooseExam
 from heptune.scoring.exams.extract import extracted
-from heptune.scoring.exams.label import label_log_p
 from heptune.scoring.exams.tag import tagged
 from heptune.scoring.generate import Sampling, continuation, reply
 from heptune.scoring.score import Scorer, normalised
@@ -75,6 +77,7 @@ class Tuned:
     anatomy: Anatomy
     template: ChatTemplate
     scorer: Scorer
+    calibration: Calibration = UNCALIBRATED
 
     @property
     def model(self) -> transformers.PreTrainedModel:
@@ -82,20 +85,22 @@ class Tuned:
         return self.anatomy.model
 
     def classify(self, text: str) -> dict[str, float]:
-        """The probability of each label, likeliest first (of several labels each by itself). Raises `RunError` when the
-        run learned another task."""
+        """The probability of each label, calibrated, likeliest first (of several labels each by itself). Raises
+        `RunError` when the run learned another task."""
         if isinstance(self.task, Label):
             return dict(sorted(self._labelled(self.task, text).items(), key=lambda pair: -pair[1]))
         if not isinstance(self.task, Classify):
             raise self._learned_another("classify")
         log_p = self.scorer.labels(self.task, [Record(1, text=text, label=self.task.labels[0])], "scoring")
-        probabilities = np.exp(normalised(log_p))[0]
+        probabilities = np.exp(log_probabilities(log_p, self.calibration.temperature))[0]
         pairs = zip(self.task.labels, map(float, probabilities), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
     def _labelled(self, task: Label, text: str) -> dict[str, float]:
-        log_p = label_log_p(task, self.scorer, [Record(1, text=text, label=task.labels[0])], "scoring", ignore)[0]
-        return dict(zip(task.labels, map(float, np.exp(log_p)), strict=True))
+        examples = task.scored(Record(1, text=text, label=task.labels[0]), 0, self.template, self.scorer.max_length)
+        (logits,) = self.scorer.seen(examples, "scoring")
+        probabilities = np.exp(log_probabilities(logits[:1], self.calibration.temperature, task.several))[0]
+        return dict(zip(task.labels, map(float, probabilities), strict=True))
 
     def extract(self, text: str) -> list[Entity]:
         """The entities of a text, in order. What is too long loses its end, and what stands there is not found. Raises
@@ -142,10 +147,13 @@ class Tuned:
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The reply to a conversation; `on_text` receives it as it grows."""
+        """The reply to a conversation; `on_text` receives it as it grows. `tools` are functions that it may call, in
+        OpenAI's form or as bare schemas with name, description and parameters."""
         asked = self.task.messages(messages) if isinstance(self.task, Chat) else list(messages)
-        return reply(self.anatomy, self.template, asked, sampling or Sampling(), on_text)
+        given = tools_of(list(tools), "tools")
+        return reply(self.anatomy, self.template, asked, sampling or Sampling(), on_text, tools=given)
 
 
 def opened(run: Run, listener: Listener) -> Tuned:
@@ -153,4 +161,5 @@ def opened(run: Run, listener: Listener) -> Tuned:
     artifact = run.artifact
     bare = Bare.of(run, listener)
     bare.restore(artifact, listener)
-    return Tuned(run, tasks.from_json(run.manifest["task"]), bare.anatomy, bare.template, bare.scorer)
+    task, calibration = tasks.from_json(run.manifest["task"]), Calibration.of(run.folder)
+    return Tuned(run, task, bare.anatomy, bare.template, bare.scorer, calibration)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class ChatExam:
             raise DataError(f"no reply fits into {scorer.max_length} tokens; nothing can be scored")
         losses = scorer.losses(examples, what, listener)
         tokens = np.array([example.targets for example in examples])
-        replies = tuple(_answer(scorer, before) for before, _ in _last_questions(self.task, records, SHOWN))
+        replies = tuple(_answer(scorer, question) for question in _last_questions(self.task, records, SHOWN))
         return ChatAnswers(losses, tokens, replies, sum(example.cut > 0 for example in examples))
 
     def evaluation(
@@ -84,8 +84,8 @@ class ChatExam:
         comparison = Comparison("nats per supervised token", difference, None)
         questions = _last_questions(self.task, records, SHOWN)
         shown = tuple(
-            Shown(before[-1].content, truth, was, now, None)
-            for (before, truth), was, now in zip(questions, base.replies, tuned.replies, strict=True)
+            Shown(question.before[-1].said, question.reply, was, now, None)
+            for question, was, now in zip(questions, base.replies, tuned.replies, strict=True)
         )
         return Evaluation(self.task.name, part, len(tuned.losses), rows, comparison, shown, cut=tuned.cut)
 
@@ -101,17 +101,27 @@ def of_losses(task: Any, scorer: Scorer, records: Sequence[Record], what: str, l
     return {"log_p": (-losses).tolist(), "weights": [example.targets for example in examples]}
 
 
-def _answer(scorer: Scorer, messages: list[Message]) -> str:
+class _Question(NamedTuple):
+    """Everything before the last reply of a conversation, the tools in it, and that reply."""
+
+    before: list[Message]
+    tools: str
+    reply: str
+
+
+def _answer(scorer: Scorer, question: _Question) -> str:
+    sampling = Sampling(max_tokens=SHOWN_TOKENS)
     try:
-        return reply(scorer.forward.anatomy, scorer.template, messages, Sampling(max_tokens=SHOWN_TOKENS))
+        return reply(scorer.forward.anatomy, scorer.template, question.before, sampling, tools=question.tools)
     except BaseModelError as error:  # too long a conversation: the scores are worth showing all the same
         return f"({error})"
 
 
-def _last_questions(task: Chat, records: Sequence[Record], count: int) -> list[tuple[list[Message], str]]:
-    """For some conversations: everything before the last reply, and that reply."""
+def _last_questions(task: Chat, records: Sequence[Record], count: int) -> list[_Question]:
+    """The last questions of some conversations."""
     questions = []
     for record in records[:count]:
         last = max(i for i, message in enumerate(record.messages) if message.role == "assistant")
-        questions.append((task.messages(record.messages[:last]), record.messages[last].content))
-    return [(before, reply) for before, reply in questions if before]
+        before = task.messages(record.messages[:last])
+        questions.append(_Question(before, record.tools, record.messages[last].said))
+    return [question for question in questions if question.before]

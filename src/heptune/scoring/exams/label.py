@@ -42,7 +42,7 @@ class LabelExam:
 
     def validation(self, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
         """Accuracy (of several labels: all of them right) and the mean loss."""
-        truth = self._truth(records)
+        truth = self.truth(records)
 
         def score() -> dict[str, float]:
             log_p = label_log_p(self.task, scorer, records, "validating", listener)
@@ -64,7 +64,7 @@ class LabelExam:
             np.stack([part[0] for part in scorer.features(self._examples(scorer, part_of), what, listener)])
             for part_of, what in ((known, "reading training texts with the base"), (records, "reading with the base"))
         ]
-        return baselines.linear(states[0], self._truth(known), states[1], several=self.task.several)
+        return baselines.linear(states[0], self.truth(known), states[1], several=self.task.several)
 
     def evaluation(
         self,
@@ -77,8 +77,8 @@ class LabelExam:
     ) -> Evaluation:
         """Accuracy and macro-F1 of all contenders (with several labels micro-F1 as well), the paired difference to the
         linear probe, and, with one label, the confusion matrix."""
-        truth, texts = self._truth(records), [record.text or "" for record in records]
-        train_texts, train_truth = [record.text or "" for record in train], self._truth(train)
+        truth, texts = self.truth(records), [record.text or "" for record in records]
+        train_texts, train_truth = [record.text or "" for record in train], self.truth(train)
         said = {
             "tuned": self._said(tuned),
             "base, linear probe": base,
@@ -105,7 +105,7 @@ class LabelExam:
 
     def outcomes(self, scorer: Scorer, records: Sequence[Record], what: str, listener: Listener) -> dict[str, Any]:
         """`correct` 0 or 1, `log_p` of the truth; with one label also the `chosen` label's number."""
-        log_p, truth = label_log_p(self.task, scorer, records, what, listener), self._truth(records)
+        log_p, truth = label_log_p(self.task, scorer, records, what, listener), self.truth(records)
         if not self.task.several:
             return of_log_p(log_p, truth.argmax(1))
         correct = (self._said(log_p) == truth).all(1)
@@ -114,7 +114,7 @@ class LabelExam:
     def _examples(self, scorer: Scorer, records: Sequence[Record]) -> list[Any]:
         return [e for i, r in enumerate(records) for e in self.task.scored(r, i, scorer.template, scorer.max_length)]
 
-    def _truth(self, records: Sequence[Record]) -> np.ndarray:
+    def truth(self, records: Sequence[Record]) -> np.ndarray:
         """Which labels each record has, bool [n, labels]."""
         number = {label: n for n, label in enumerate(self.task.labels)}
         truth = np.zeros((len(records), len(number)), dtype=bool)
@@ -140,7 +140,7 @@ class LabelExam:
 
     def _most_frequent(self, train: Sequence[Record]) -> np.ndarray:
         if self.task.several:
-            return self._truth(train).mean(0) > 0.5
+            return self.truth(train).mean(0) > 0.5
         frequency = Counter(label for record in train for label in labels_of(record))
         return np.array([label == min(frequency, key=lambda x: (-frequency[x], x)) for label in self.task.labels])
 
