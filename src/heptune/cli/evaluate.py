@@ -55,7 +55,7 @@ def print_evaluation(result: Evaluation, screen: Console) -> None:
     head = f"{result.task}: {result.examples} examples of {result.part}; in brackets the 95% interval"
     screen.print(head, soft_wrap=True)
     screen.print()
-    share = names[0] in ("accuracy", "F1")
+    share = names[0] == "accuracy"
     headers = ["", *names, *([""] if share else [])]
     rows = []
     for row in result.rows:
@@ -98,16 +98,16 @@ def _print_confusion(result: Evaluation, screen: Console) -> None:
 
 
 def _print_types(result: Evaluation, screen: Console) -> None:
-    from heptune.cli.show import bar, table
+    from heptune.cli.show import table
 
     screen.print()
     screen.print("The tuned model, type by type:")
     names = list(result.per_type[0].metrics)
     rows = [
-        [row.type, str(row.count), *(str(row.metrics[name]) for name in names), bar(row.metrics[names[0]].value)]
+        [row.type, str(row.count), *(str(row.metrics[name]) for name in names)]
         for row in sorted(result.per_type, key=lambda row: -row.count)
     ]
-    screen.print(table(["", "entities", *names, ""], rows, numbers=[1]))
+    screen.print(table(["", "entities", *names], rows, numbers=[1]))
 
 
 def _print_shown(result: Evaluation, screen: Console) -> None:
