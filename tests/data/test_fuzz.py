@@ -422,7 +422,9 @@ def files(draw: st.DrawFn) -> tuple[str, str]:
     if kind == "conll":
         suffix = draw(st.sampled_from([".conll", ".tsv", ".txt"]))
         separator = draw(st.sampled_from(["\t", " "]))
-        return suffix, conll_file(draw(SENTENCES), draw(SCHEMES), separator, "")
+        # By its content alone a file is CoNLL only where some token is outside of an entity.
+        sentences = [(["Plain"], [], Record(0, text="Plain", spans=())), *draw(SENTENCES)]
+        return suffix, conll_file(sentences, draw(SCHEMES), separator, "")
     if kind == "squad":
         questions = draw(st.lists(QUESTIONS, min_size=1, max_size=3))
         qas = [{"question": r.text, "answers": [{"text": text} for text in r.answers]} for r in questions]

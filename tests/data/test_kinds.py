@@ -286,6 +286,8 @@ def test_conll_with_tabs_and_with_numbered_tokens(tmp_path: Path) -> None:
     )
     numbered = "# id a1\n1\tAda\tB-PER\n2\tmet\tO\n\n1\tBob\tB-PER\n"
     assert [r.text for r in read(write(tmp_path, numbered, "a.conll")).records] == ["Ada met", "Bob"]
+    marked = "-DOCSTART-\tO\n\nnothing\tO\n"
+    assert read(write(tmp_path, marked, "c.tsv")).records == (Record(3, text="nothing", spans=()),)
     bare = "gene\tO\nBRCA1\tB\n"
     assert read(write(tmp_path, bare, "b.tsv")).records[0].spans == (Span(5, 10, "entity"),)
 

@@ -34,11 +34,12 @@ def recognised(text: str) -> bool:
     lines = [line for line in text[: LOOKED_AT * 200].split("\n")[:LOOKED_AT] if line.strip()]
     layout = _Layout.of(lines)
     rows = [row for line in lines if (row := layout.row(line)) is not None]
-    if layout.width < 2 or len(rows) < 2:
+    marked = any(layout.ends_document(line) for line in lines)  # then even a file without any entity is CoNLL
+    if layout.width < 2 or len(rows) < (1 if marked else 2):
         return False
     typed = [len(row) == layout.width and is_tag(row[-1]) for row in rows]
     tags = {row[-1] for row, has in zip(rows, typed, strict=True) if has}
-    if OUTSIDE in tags and len(tags) > 1:
+    if OUTSIDE in tags and (marked or len(tags) > 1):
         return typed[0] and sum(typed) >= SHARE * len(rows)
     bare = [len(row) == layout.width and (is_tag(row[-1]) or bool(BARE_TAG.fullmatch(row[-1]))) for row in rows]
     return layout.tabs and any(has and row[-1] != OUTSIDE for row, has in zip(rows, bare, strict=True)) and all(bare)
