@@ -18,8 +18,11 @@ SLOW = ("torch", "transformers", "sklearn", "scipy", "numpy", "heptune.api")
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], *([verb, "--help"] for verb in ("tune", "plan", "pretrain")), ["explain"], ["explain", "lora"]]
-    + [["--version"]],
+    [
+        ["--help"],
+        *([verb, "--help"] for verb in ("tune", "plan", "pretrain")),
+        *(["explain"], ["explain", "lora"], ["--version"]),
+    ],
 )
 def test_answers_without_importing_what_is_slow(words: list[str]) -> None:
     code = "import sys; from heptune.cli.main import main; main(sys.argv[1:]); "
