@@ -5,7 +5,7 @@
     store.json     what they were made from
 
 One pass writes it, whole or absent. Both files are mapped into memory; an example is made when it is asked for. What
-stays in memory is 4 bytes for each example and 8 for each document. Imports no torch.
+stays in memory is 4 bytes for each example and 8 for each document, and the order of the examples. Imports no torch.
 """
 
 from __future__ import annotations
