@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from heptune.racing.race import Race
 from heptune.reporting.report import report as report  # one of the verbs
 from heptune.runs.files import write_json
 from heptune.runs.run import Run, new_name
+from heptune.scoring.calibration import Calibration
 from heptune.scoring.evaluation import Evaluation, require_examples
-from heptune.scoring.exams import exam_of
+from heptune.scoring.exams import calibrated, exam_of
 from heptune.scoring.generate import Sampling as Sampling
 from heptune.tasks.options import TaskOptions
 from heptune.tasks.soundness import Ends, about_base, about_ends, ends_of
@@ -154,7 +155,10 @@ def evaluate(
     base = exam.answers(bare.scorer, records, "scoring the untouched base", listener)
     bare.restore(run.artifact, listener)
     tuned = exam.answers(bare.scorer, records, "scoring the tuned model", listener)
-    result = exam.evaluation(part, records, parts.train, base, tuned, manifest["settings"]["seed"])
+    seed = manifest["settings"]["seed"]
+    result = exam.evaluation(part, records, parts.train, base, tuned, seed)
+    found = Calibration.of(run.folder)
+    result = replace(result, calibration=calibrated(task, records, tuned, found, seed))
     (run.folder / "evaluations").mkdir(exist_ok=True)
     write_json(run.folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}.json", result.to_json())
     return result

@@ -55,8 +55,19 @@ def chat(
         partner.answer(once)
         return
     if sys.stdin.isatty():
-        screen.print(f"{run}: {tuned.task.name}. /reset forgets, /exit or Ctrl-D leaves.", soft_wrap=True)
+        screen.print(
+            f"{run}: {tuned.task.name}{_calibrated(tuned)}. /reset forgets, /exit or Ctrl-D leaves.", soft_wrap=True
+        )
     _talk(partner)
+
+
+def _calibrated(tuned: Tuned) -> str:
+    found = tuned.calibration
+    if tuned.task.name != "classify":
+        return ""
+    if found.loss is None:
+        return f", probabilities as the model gives them: {found.note}"
+    return f", probabilities at temperature {found.temperature:.2f} (from {found.examples} validation records)"
 
 
 class _Partner:

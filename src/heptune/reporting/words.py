@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from heptune.reporting.findings import Estimate
 from heptune.reporting.numbers import finite
-from heptune.reporting.reading import mapping, objects, text
+from heptune.reporting.reading import estimate, mapping, objects, text, whole
 
 
 def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
@@ -23,7 +24,32 @@ def evaluation_words(evaluation: dict[str, Any]) -> list[str]:
             lines.append(f"{name} is {equal} the tuned model here at almost no cost: use that, or train longer.")
         elif low is not None and score >= low:
             lines.append(f"{name} lies within the tuned model's interval: that the tuning is better is not shown.")
-    return [line for line in lines if line]
+    return [line for line in [*lines, _calibration(evaluation)] if line]
+
+
+def _calibration(evaluation: dict[str, Any]) -> str:
+    found = mapping(evaluation.get("calibration"))
+    before, after = estimate(found.get("error")), estimate(found.get("calibrated_error"))
+    temperature, examples, note = (
+        finite(found.get("temperature")),
+        whole(found.get("examples")),
+        text(found.get("note")),
+    )
+    if before is None or after is None or temperature is None:
+        return ""
+    if temperature == 1:
+        why = f" ({note})" if note else ""
+        return f"expected calibration error of the tuned model's probabilities: {_interval(before)}{why}."
+    own = text(evaluation.get("part")).startswith("the validation part")
+    where = f"on {examples} validation records{', the very part scored here, so that it flatters' if own else ''}"
+    return (
+        f"expected calibration error of the tuned model's probabilities: {_interval(before)} as they come, "
+        f"{_interval(after)} with the run's temperature {temperature:.2f} (fitted {where})."
+    )
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.value:.3f}" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.low is not None else "")
 
 
 def _comparison(comparison: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@
     checkpoints/      step-000120/: from these the run goes on with the same bits
     best-000120/      the artifact after the best step so far
     artifact/         what the run leaves for use
+    calibration.json  the temperature of a classifier's probabilities
     evaluations/      what `eval` found, one file each
 
 Every file is whole or absent. One process at a time works in a run directory; a lock names it.

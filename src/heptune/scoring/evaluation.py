@@ -43,8 +43,21 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """The expected calibration error of the tuned model's probabilities as they come and with the run's temperature,
+    which was fitted on `examples` validation records (0: on none). `note`: why it is no better."""
+
+    temperature: float
+    examples: int
+    error: Interval
+    calibrated_error: Interval
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction]."""
+    """Scores on `examples` examples of `part`. The first row is the tuned model. `confusion` [truth, prediction].
+    `calibration` is None where the task has no probabilities."""
 
     task: str
     part: str
@@ -55,6 +68,7 @@ class Evaluation:
     labels: tuple[str, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     cut: int = 0
+    calibration: Calibrated | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

@@ -20,14 +20,16 @@ from heptune.engine.artifact import keep
 from heptune.engine.forward import Forward, require_positions
 from heptune.engine.loop import Outcome, Training, Validation, batches_of, steps_in_time
 from heptune.engine.settings import Settings
-from heptune.models.anatomy import dissect
+from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import Base
+from heptune.runs.files import write_json
 from heptune.runs.run import EventLog, Run
-from heptune.scoring.exams import validation
+from heptune.scoring import calibration
+from heptune.scoring.exams import calibrate, has_probabilities, validation
 from heptune.scoring.score import Scorer
 from heptune.tasks.soundness import about_base
 from heptune.tasks.template import ChatTemplate
-from heptune.techniques._contract import Technique
+from heptune.techniques._contract import Attached, Technique
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
 from heptune.tuning.prediction import predicted
@@ -153,8 +155,42 @@ def train(
             run.update(status=outcome.reason, step=outcome.state.step)
             return run
         artifact = keep(run.folder, attached, base.name, outcome.state.best_step, outcome.state.step)
+        if has_probabilities(problem.task):
+            is_current = outcome.state.best_step in (None, outcome.state.step)
+            try:
+                if not is_current:
+                    attached = _restored(artifact, technique, attached, anatomy)
+                attached.begin_step(None)
+                _calibrate(run, problem, scorer, tell)
+            except (
+                HeptuneError,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # torch tells that memory ran out as RuntimeError
+                tell(Note(f"the labels' probabilities stay as they are, calibrating failed: {error}", "warning"))
         run.update(status="finished", result=_result(outcome, artifact))
     return run
+
+
+def _restored(artifact: Path, technique: Technique, attached: Attached, anatomy: Anatomy) -> Attached:
+    """The artifact in the model, in place of what the last step left there."""
+    if "detachable" in technique.capabilities:
+        attached.detach()
+    return technique.restore(anatomy, artifact)
+
+
+def _calibrate(run: Run, problem: Problem, scorer: Scorer, listener: Listener) -> None:
+    """Fits the temperature of the model's probabilities on the validation part and keeps it with the run."""
+    settings = Settings(**run.manifest["settings"])
+    records = judged_on(problem, settings.validation_limit, run.manifest.get("validation_seed", settings.seed))
+    found = calibrate(problem.task, scorer, records, listener)
+    write_json(run.folder / calibration.FILE, found.to_json())
+    if found.loss is None:
+        listener(Note(f"{found.note}: the labels' probabilities stay as they are"))
+        return
+    text = f"the labels' probabilities are calibrated on {found.examples} validation records: temperature"
+    change = f"{found.temperature:.2f}, loss {found.loss:.3f} -> {found.calibrated_loss:.3f}"
+    listener(Note(f"{text} {change}{'; ' if found.note else ''}{found.note}"))
 
 
 def _result(outcome: Outcome, artifact: Path) -> dict[str, Any]:

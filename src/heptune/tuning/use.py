@@ -19,8 +19,9 @@ from heptune.engine.forward import Forward
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, dissect
 from heptune.runs.run import Run
+from heptune.scoring.calibration import UNCALIBRATED, Calibration, log_probabilities
 from heptune.scoring.generate import Sampling, reply
-from heptune.scoring.score import Scorer, normalised
+from heptune.scoring.score import Scorer
 from heptune.tasks.chat import Chat
 from heptune.tasks.classify import Classify
 from heptune.tasks.template import ChatTemplate
@@ -65,6 +66,7 @@ class Tuned:
     anatomy: Anatomy
     template: ChatTemplate
     scorer: Scorer
+    calibration: Calibration = UNCALIBRATED
 
     @property
     def model(self) -> transformers.PreTrainedModel:
@@ -72,11 +74,12 @@ class Tuned:
         return self.anatomy.model
 
     def classify(self, text: str) -> dict[str, float]:
-        """The probability of each label, likeliest first. Raises `RunError` when the run learned another task."""
+        """The probability of each label, calibrated, likeliest first. Raises `RunError` when the run learned another
+        task."""
         if not isinstance(self.task, Classify):
             raise RunError(f"{self.run.folder} learned {self.task.name}, not classify; ask it with reply()")
         log_p = self.scorer.labels(self.task, [Record(1, text=text, label=self.task.labels[0])], "scoring")
-        probabilities = np.exp(normalised(log_p))[0]
+        probabilities = np.exp(log_probabilities(log_p, self.calibration.temperature))[0]
         pairs = zip(self.task.labels, map(float, probabilities), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
@@ -99,4 +102,5 @@ def opened(run: Run, listener: Listener) -> Tuned:
     artifact = run.artifact
     bare = Bare.of(run, listener)
     bare.restore(artifact, listener)
-    return Tuned(run, tasks.from_json(run.manifest["task"]), bare.anatomy, bare.template, bare.scorer)
+    task, calibration = tasks.from_json(run.manifest["task"]), Calibration.of(run.folder)
+    return Tuned(run, task, bare.anatomy, bare.template, bare.scorer, calibration)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from heptune.core.events import Listener
 from heptune.data.record import Record
 from heptune.engine.loop import Validation
-from heptune.scoring.evaluation import Evaluation
+from heptune.scoring.calibration import Calibration, calibration_error_interval, confidences, fit
+from heptune.scoring.evaluation import Calibrated, Evaluation
 from heptune.scoring.exams.chat import ChatExam
 from heptune.scoring.exams.classify import ClassifyExam
 from heptune.scoring.score import Scorer
-from heptune.tasks import Task
+from heptune.tasks import Classify, Task
 
 
 class Exam(Protocol):
@@ -48,6 +51,33 @@ def exam_of(task: Task) -> Exam:
     """The exam of a task."""
     exam: Exam = _EXAMS[task.name](task)
     return exam
+
+
+def has_probabilities(task: Task) -> bool:
+    """Whether the answers to a task are probabilities that can be calibrated."""
+    return isinstance(task, Classify)
+
+
+def calibrate(task: Task, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Calibration:
+    """The temperature for a task with probabilities, fitted to what the model as it is now says to records that it was
+    not trained on."""
+    assert isinstance(task, Classify)
+    exam = ClassifyExam(task)
+    scores = exam.answers(scorer, records, "calibrating", listener) if records else np.empty((0, len(task.labels)))
+    return fit(scores, exam.truth(records))
+
+
+def calibrated(task: Task, records: Sequence[Record], answers: Any, found: Calibration, seed: int) -> Calibrated | None:
+    """How far the probabilities in a model's answers can be believed, with the run's calibration and without. None for
+    a task that has none."""
+    if not isinstance(task, Classify):
+        return None
+    truth = ClassifyExam(task).truth(records)
+    before, after = (
+        calibration_error_interval(*confidences(answers, truth, temperature), seed=seed)
+        for temperature in (1.0, found.temperature)
+    )
+    return Calibrated(found.temperature, found.examples, before, after, found.note)
 
 
 def validation(task: Task, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:

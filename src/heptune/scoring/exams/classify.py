@@ -34,7 +34,7 @@ class ClassifyExam:
 
     def validation(self, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
         """Accuracy, and the mean of -log p(true label) among the known labels."""
-        truth = np.array([self.task.labels.index(record.label or "") for record in records], dtype=int)
+        truth = self.truth(records)
 
         def score() -> dict[str, float]:
             log_p = normalised(scorer.labels(self.task, records, "validating", listener))
@@ -42,6 +42,10 @@ class ClassifyExam:
             return {"accuracy": float(right.mean()), "loss": float(-log_p[np.arange(len(truth)), truth].mean())}
 
         return Validation(score, self.task.metric, self.task.higher_is_better) if records else None
+
+    def truth(self, records: Sequence[Record]) -> np.ndarray:
+        """The number of each record's label, [n]."""
+        return np.array([self.task.labels.index(record.label or "") for record in records], dtype=int)
 
     def answers(self, scorer: Scorer, records: Sequence[Record], what: str, listener: Listener) -> np.ndarray:
         """Every label's score under the model as it is now."""
