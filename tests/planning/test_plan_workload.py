@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,17 @@ def test_the_mean_pass_keeps_sums() -> None:
     assert mean.rows == pytest.approx(sum(p.rows for p in layout.passes) / len(layout.passes), abs=0.5)
     half = mean_pass(layout.passes, 0.5)
     assert half.rows == pytest.approx(mean.rows / 2, abs=1)
+
+
+def test_conversations_with_tools_are_estimated_too() -> None:
+    calls = '[{"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}]'
+    turns = (Message("user", "Is it wet?"), Message("assistant", "", calls), Message("tool", "yes"))
+    whole = Record(1, messages=(*turns, Message("assistant", "It is.")), tools='[{"function": {"name": "weather"}}]')
+    template = EstimatedTemplate()
+    (with_tools,) = tasks.encode(tasks.Chat(), [whole], template, 500, ignore)  # type: ignore[arg-type]
+    (without,) = tasks.encode(tasks.Chat(), [replace(whole, tools="")], template, 500, ignore)  # type: ignore[arg-type]
+    assert len(with_tools.tokens) - len(without.tokens) == len(template.encode(whole.tools))
+    assert with_tools.targets == without.targets == len(template.reply(calls)) + len(template.reply("It is."))
 
 
 def test_estimated_tokens_share_what_texts_share() -> None:

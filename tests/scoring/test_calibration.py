@@ -269,6 +269,18 @@ def test_a_tiny_validation_part_says_so(base: Path, tmp_path: Path) -> None:
     assert any(isinstance(e, Note) and "too few to calibrate on" in e.text for e in heard)
 
 
+def test_a_failure_to_calibrate_costs_nothing_else(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> Calibration:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("heptune.tuning.training.calibrate", fail)
+    data = reviews(tmp_path / "reviews.jsonl", 40)
+    heard: list[Event] = []
+    run = api.tune(str(base), data, out=tmp_path / "run", max_steps=1, batch_size=4, listener=heard.append)
+    assert run.manifest["status"] == "finished" and not (run.folder / "calibration.json").exists()
+    assert any(isinstance(e, Note) and "calibrating failed (out of memory)" in e.text for e in heard)
+
+
 def test_words_of_an_evaluation_on_the_validation_part(base: Path) -> None:
     interval = {"value": 0.1, "low": 0.05, "high": 0.2}
     calibration = {"temperature": 2.0, "examples": 30, "error": interval, "calibrated_error": interval}

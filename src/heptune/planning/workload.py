@@ -287,6 +287,11 @@ class EstimatedTemplate:
 
     marks: tuple[int, ...] = field(default=tuple(range(_TURN_TOKENS)))
 
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """What ends a reply."""
+        return self.marks[-1:]
+
     def encode(self, text: str) -> list[int]:
         """Token ids that stand for these pieces."""
         data = text.encode("utf-8")

@@ -20,7 +20,7 @@ from heptune.engine.artifact import keep
 from heptune.engine.forward import Forward, require_positions
 from heptune.engine.loop import Outcome, Training, Validation, batches_of, steps_in_time
 from heptune.engine.settings import Settings
-from heptune.models.anatomy import Anatomy, dissect
+from heptune.models.anatomy import dissect
 from heptune.models.load import Base
 from heptune.runs.files import write_json
 from heptune.runs.run import EventLog, Run
@@ -156,35 +156,36 @@ def train(
             return run
         artifact = keep(run.folder, attached, base.name, outcome.state.best_step, outcome.state.step)
         if has_probabilities(problem.task):
-            is_current = outcome.state.best_step in (None, outcome.state.step)
-            try:
-                if not is_current:
-                    attached = _restored(artifact, technique, attached, anatomy)
-                attached.begin_step(None)
-                _calibrate(run, problem, scorer, tell)
-            except (
-                HeptuneError,
-                RuntimeError,
-                MemoryError,
-            ) as error:  # torch tells that memory ran out as RuntimeError
-                tell(Note(f"the labels' probabilities stay as they are, calibrating failed: {error}", "warning"))
+            kept = None if outcome.state.best_step in (None, outcome.state.step) else artifact
+            _calibrate(run, problem, scorer, technique, attached, kept, tell)
         run.update(status="finished", result=_result(outcome, artifact))
     return run
 
 
-def _restored(artifact: Path, technique: Technique, attached: Attached, anatomy: Anatomy) -> Attached:
-    """The artifact in the model, in place of what the last step left there."""
-    if "detachable" in technique.capabilities:
-        attached.detach()
-    return technique.restore(anatomy, artifact)
-
-
-def _calibrate(run: Run, problem: Problem, scorer: Scorer, listener: Listener) -> None:
-    """Fits the temperature of the model's probabilities on the validation part and keeps it with the run."""
+def _calibrate(
+    run: Run,
+    problem: Problem,
+    scorer: Scorer,
+    technique: Technique,
+    attached: Attached,
+    kept: Path | None,
+    listener: Listener,
+) -> None:
+    """Fits the temperature of the model's probabilities on the validation part and keeps it with the run. `kept` is the
+    artifact where that is not what the last step left in the model. A failure costs the run nothing else."""
     settings = Settings(**run.manifest["settings"])
     records = judged_on(problem, settings.validation_limit, run.manifest.get("validation_seed", settings.seed))
-    found = calibrate(problem.task, scorer, records, listener)
-    write_json(run.folder / calibration.FILE, found.to_json())
+    try:
+        if kept is not None:
+            if "detachable" in technique.capabilities:
+                attached.detach()
+            attached = technique.restore(scorer.forward.anatomy, kept)
+        attached.begin_step(None)
+        found = calibrate(problem.task, scorer, records, listener)
+        write_json(run.folder / calibration.FILE, found.to_json())
+    except (HeptuneError, RuntimeError, MemoryError, OSError) as error:  # torch tells of memory by RuntimeError
+        listener(Note(f"the labels' probabilities stay as they are: calibrating failed ({error})", "warning"))
+        return
     if found.loss is None:
         listener(Note(f"{found.note}: the labels' probabilities stay as they are"))
         return
