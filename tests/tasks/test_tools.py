@@ -311,7 +311,7 @@ def test_a_base_without_a_place_for_tools_is_told_with_the_line(
     template = ChatTemplate(TOKENIZER)  # the default one knows no tools
     with pytest.raises(DataError, match=f"{what}, but this base's chat template has no place for tools") as caught:
         Chat().encode(Record(7, messages=messages, tools=tools), 0, template, 500)
-    assert caught.value.line == 7
+    assert caught.value.line == 7 and str(caught.value).startswith("line 7: the conversation has")
 
 
 def test_a_template_that_writes_any_role_has_no_place_for_calls() -> None:

@@ -29,8 +29,9 @@ class DataError(HeptuneError):
 
     def __init__(self, problem: str, *, path: str | Path | None = None, line: int | None = None) -> None:
         self.problem, self.path, self.line = problem, path, line
-        place = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
-        super().__init__(place + problem)
+        places = [str(place) for place in (path, line) if place is not None]
+        place = f"line {line}" if path is None and line is not None else ":".join(places)
+        super().__init__(f"{place}: {problem}" if place else problem)
 
 
 class BaseModelError(HeptuneError):
