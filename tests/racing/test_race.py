@@ -116,7 +116,20 @@ class Stop(Exception):
 def test_what_race_json_says(raced: Race, base: Path, reviews: Path) -> None:
     values = read_json(raced.folder / "race.json")
     assert values == raced.values
-    expected = {"format", "heptune", "status", "created", "command", "base", "task", "data", "split", "metric", "on"}
+    expected = {
+        "format",
+        "heptune",
+        "status",
+        "created",
+        "command",
+        "base",
+        "task",
+        "data",
+        "split",
+        "metric",
+        "on",
+        "template",
+    }
     expected |= {"settings", "budget", "seed", "seeds", "finalists", "test_limit", "threads", "parallel", "versions"}
     expected |= {"candidates", "ladder", "rungs", "finals", "expected_s", "closing_s", "exhaustive_cost_estimate"}
     assert values.keys() == expected | {"spent_s", "cost"}
