@@ -10,8 +10,8 @@ log p(label, end of turn | text).
 - forest: `Scorer.labels`, which `heptune eval` and `heptune chat` use; one call a text
 - together: the same with all texts at once, as `heptune eval` does it; texts then share the instruction too
 
-Plain and forest take turns, text by text, and the other one begins each time; one label and
-one forest are scored before, untimed. Their scores have to agree, or nothing is written. Results go to docs/results/labels.json; the tables
+Plain and forest take turns, text by text, and the other one begins each time; one label and one forest are scored
+before, untimed. Their scores have to agree, or nothing is written. Results go to docs/results/labels.json; the tables
 are made by docs/generate.py. On one core a text takes minutes: nearly all of it is the plain calls.
 """
 
