@@ -10,9 +10,9 @@ log p(label, end of turn | text).
 - forest: `Scorer.labels`, which `heptune eval` and `heptune chat` use; one call a text
 - together: the same with all texts at once, as `heptune eval` does it; texts then share the instruction too
 
-Plain and forest take turns, text by text, and the other one begins each time; the first text of each is scored once
+Plain and forest take turns, text by text, and the other one begins each time; one label and one forest are scored
 before, untimed. Their scores have to agree, or nothing is written. Results go to docs/results/labels.json; the tables
-are made by docs/generate.py.
+are made by docs/generate.py. On one core a text takes minutes: nearly all of it is the plain calls.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from heptune.models.load import load_base
 from heptune.runs.files import write_json
 from heptune.scoring.score import Scorer
 from heptune.tasks.classify import Classify
+from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
 from heptune.tuning.training import SCORING_ROWS
 
@@ -53,10 +54,10 @@ class Differ(Exception):
 
 
 @torch.no_grad()
-def plain(model: torch.nn.Module, task: Classify, record: Record, template: ChatTemplate, limit: int) -> np.ndarray:
+def plain(model: torch.nn.Module, candidates: Sequence[Example]) -> np.ndarray:
     """log p(label, end of turn | text) of every label, [labels], one call of the model each."""
     found = []
-    for candidate in task.candidates(record, 0, template, limit):
+    for candidate in candidates:
         tokens, lead = torch.tensor([candidate.tokens]), candidate.lead
         targets = tokens[0, lead:]
         logits = model(input_ids=tokens, use_cache=False, logits_to_keep=len(targets) + 1).logits[0, :-1]
@@ -66,19 +67,20 @@ def plain(model: torch.nn.Module, task: Classify, record: Record, template: Chat
 
 def measure(model: torch.nn.Module, scorer: Scorer, task: Classify, records: Sequence[Record]) -> dict[str, Any]:
     """Both ways over the records, in turn. `model` is a plain one of the same weights."""
+
+    def candidates(record: Record) -> tuple[Example, ...]:
+        return task.candidates(record, 0, scorer.template, scorer.max_length)
+
     ways = {
-        "plain": lambda record: plain(model, task, record, scorer.template, scorer.max_length),
+        "plain": lambda record: plain(model, candidates(record)),
         "forest": lambda record: scorer.labels(task, [record], "scoring")[0],
     }
-    for way in ways.values():
-        way(records[0])
+    plain(model, candidates(records[0])[:1])
+    ways["forest"](records[0])
     texts, scores = [], []
     for number, record in enumerate(records):
-        candidates = task.candidates(record, 0, scorer.template, scorer.max_length)
-        timed: dict[str, Any] = {
-            "prompt_tokens": candidates[0].lead,
-            "label_tokens": sum(c.targets for c in candidates),
-        }
+        own = candidates(record)
+        timed: dict[str, Any] = {"prompt_tokens": own[0].lead, "label_tokens": sum(each.targets for each in own)}
         found = {}
         for name in ("plain", "forest") if number % 2 == 0 else ("forest", "plain"):
             began = time.perf_counter()

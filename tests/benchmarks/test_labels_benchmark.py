@@ -35,7 +35,7 @@ def scorer() -> Scorer:
 def test_both_ways_give_the_same_scores(labels: ModuleType, scorer: Scorer) -> None:
     model = tiny_model("llama")
     want = scorer.labels(TASK, RECORDS, "scoring")
-    got = np.array([labels.plain(model, TASK, record, scorer.template, 256) for record in RECORDS])
+    got = np.array([labels.plain(model, TASK.candidates(record, 0, scorer.template, 256)) for record in RECORDS])
     assert np.allclose(got, want, rtol=1e-5)
     found = labels.measure(model, scorer, TASK, RECORDS)
     assert len(found["texts"]) == 3 and found["largest_difference"] < 1e-5
