@@ -13,11 +13,42 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SETTINGS = "--limit 2000 --batch-size 16 --learning-rate 5e-4 --epochs"
-SETS = {"sst2": f"{SETTINGS} 1", "trec": f"{SETTINGS} 2"}
+WORDS, ENCODER = "smollm2-135m", "minilm"
+
+
+@dataclass(frozen=True)
+class Set:
+    """A base, a data set in the folder of the sets, how it is tuned, and how it is scored."""
+
+    base: str
+    data: str
+    tune: str
+    score: str = ""
+
+
+# What encoders learn with a linear head, what small decoders answer in words, and what they say.
+SETS = {
+    "sst2": Set(WORDS, "sst2", f"{SETTINGS} 1"),
+    "trec": Set(WORDS, "trec", f"{SETTINGS} 2"),
+    "minilm_sst2": Set(ENCODER, "sst2", "--limit 2000 --batch-size 16 --epochs 2"),
+    "minilm_trec": Set(ENCODER, "trec", "--limit 2000 --batch-size 16 --epochs 3"),
+    "minilm_banking77": Set(ENCODER, "banking77", "--batch-size 32 --epochs 2"),
+    "minilm_ncbi_disease": Set(ENCODER, "ncbi_disease", "--batch-size 16 --epochs 3"),
+    "minilm_wnut17": Set(ENCODER, "wnut17", "--batch-size 16 --epochs 3"),
+    "copa": Set(WORDS, "copa/train.jsonl", "--test ../shared/data/copa/dev.jsonl --batch-size 8 --epochs 2"),
+    "pubmedqa": Set(
+        WORDS,
+        "pubmedqa",
+        "--column answers=final_decision --batch-size 8 --epochs 1 --max-length 512",
+        "--limit 100 --column answers=final_decision",
+    ),
+    "chitchat": Set(WORDS, "chitchat", "--column messages=turns --batch-tokens 2048 --epochs 1 --max-length 512"),
+}
 
 
 def main() -> None:
@@ -25,13 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SETS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder that holds the sets")
-    parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the new run directory")
     chosen = parser.parse_args()
     run = chosen.out / chosen.name
-    tune = f"heptune tune {chosen.base} {chosen.data / chosen.name} {SETS[chosen.name]} --out {run}"
-    score = f"heptune eval {run}"
+    one = SETS[chosen.name]
+    tune = f"heptune tune {one.base} {chosen.data / one.data} {one.tune} --out {run}"
+    score = f"heptune eval {run} {one.score}".strip()
     for command in (tune, score):
         print(f"$ {command}", flush=True)
     heptune = [sys.executable, "-m", "heptune.cli.main"]
