@@ -22,8 +22,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import jinja2
-
 from heptune.core.errors import BaseModelError
 from heptune.data.record import Message, Record
 from heptune.tasks.tools import ToolForm
@@ -221,6 +219,7 @@ class ChatTemplate:
         return self._fill(turns, given, generate)
 
     def _fill(self, turns: list[dict[str, Any]], tools: list[Any] | None, generate: bool) -> str:
+        import jinja2  # here, so that the command line starts without it
 
         text = _FIXED_DATE + self.text if "strftime_now" in self.text else self.text
         try:
