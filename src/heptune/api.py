@@ -186,7 +186,8 @@ def race(
     knobs = Settings.from_values(own)
     names = registry.names() if techniques is None else techniques
     chosen = [registry.build(each) if isinstance(each, str) else each for each in names]
-    problem = problems.pose(data, task, options or DataOptions(), posed, knobs.seed, listener)
+    words = task is not None or not reads_both_ways(base, listener=listener)
+    problem = problems.pose(data, task, options or DataOptions(), posed, knobs.seed, listener, words)
     folder = Path(out) if out is not None else new_name(Path("races"), "race")
     made = enter(folder, base, problem, chosen, knobs, terms or Terms(), metric, on, command, listener)
     return resume_race(made.folder, listener=listener)

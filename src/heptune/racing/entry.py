@@ -36,6 +36,8 @@ LEAST_STEPS = 16
 LEAST_RECORDS = 32
 # One example has no spread.
 LEAST_TESTED = 2
+# Metrics that an example has a value of; F1, which has none, gives way to the loss.
+EXAMPLE_BY_EXAMPLE = ("accuracy", "loss")
 # What every candidate has its own of, or what would end a training before the race does.
 NOT_FOR_A_RACE = ("learning_rate", "max_minutes", "validate_every", "patience")
 # Minutes between checkpoints. There is one at every rung anyway; this is what a killed race loses at the most.
@@ -95,7 +97,8 @@ def enter(
     """A new race. Raises UsageError when the budget is too small for any of it, DataError without a validation part."""
     require_free(folder)
     _check(chosen, settings)
-    metrics = sorted({problem.task.metric, "loss"})
+    own_metric = problem.task.metric if problem.task.metric in EXAMPLE_BY_EXAMPLE else "loss"
+    metrics = sorted({own_metric, "loss"})
     if metric is not None and metric not in metrics:
         raise unknown("metric", metric, metrics)
     if not problem.parts.validation:
@@ -132,7 +135,7 @@ def enter(
         "base": {**bases.described(base_name, base), "parameters": facts.parameters},
         **problem.to_json(),
         "template": template.text,
-        "metric": metric or problem.task.metric,
+        "metric": metric or own_metric,
         "on": on,
         "settings": asdict(settings),
         "budget": {"time_s": budget_s, "tokens": terms.budget_tokens},

@@ -1,36 +1,42 @@
 """How long the pieces of a race take and how many run side by side: measured on the person's own data and base.
 
 One candidate's training step and one validation are timed here, on as many threads as a candidate will have; the steps
-of the others follow in the ratios that the plan predicts.
+of the others follow in the ratios that the plan predicts. Where no formula covers the base or the task (encoders,
+linear heads), a few steps of every technique are timed instead, each on a base of its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from heptune.core.errors import TechniqueError
+from heptune.core.errors import HeptuneError, TechniqueError
 from heptune.core.events import Listener, Note, Progress, ignore
 from heptune.data.splits import sample
 from heptune.engine.forward import Forward
+from heptune.engine.headed import Headed
 from heptune.engine.loop import accumulate, batches_of
+from heptune.engine.memory import give_back, used_bytes
 from heptune.engine.settings import Settings
-from heptune.models.anatomy import dissect
+from heptune.models.anatomy import Anatomy, dissect
 from heptune.models.load import Base
 from heptune.planning.estimate import Candidate as PlannedTechnique
+from heptune.planning.estimate import Estimator
 from heptune.planning.limits import memory
 from heptune.planning.outlook import estimator_of, told
 from heptune.racing.candidates import Candidate
 from heptune.racing.ladder import KEPT, SHARES, survivors
 from heptune.scoring.exams import validation
-from heptune.scoring.score import Scorer
+from heptune.scoring.score import Scorer, readout_of
 from heptune.scoring.shots import REFERENCE
 from heptune.tasks.example import Example
+from heptune.tasks.template import ChatTemplate
+from heptune.techniques._contract import Attached, Technique
 from heptune.tuning import base as bases
 from heptune.tuning.problem import Problem
 from heptune.tuning.training import SCORING_ROWS
@@ -134,18 +140,12 @@ def forecast(
     anatomy = dissect(base.model)
     kinds = {c.technique.name: c.technique for c in field}
     template = bases.template_of(base, records=problem.parts.train)
-    estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
-    plans: dict[str, dict[str, Any]] = {}
-    problems: list[str] = []
-    for done, (name, technique) in enumerate(kinds.items(), 1):
-        try:
-            plans[name] = told(estimator.estimate(PlannedTechnique.of(technique), settings))
-        except TechniqueError as error:
-            problems.append(str(error))
-            listener(Note(f"{name} does not start: {error}", "warning"))
-        listener(Progress("planning", done, len(kinds), "techniques"))
-    if not plans:
-        raise TechniqueError(f"no technique can start: {'; '.join(problems)}")
+    try:
+        estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
+    except HeptuneError:
+        plans = _measured(base.name, kinds, problem, examples, template, settings, listener)
+    else:
+        plans = _planned(estimator, kinds, settings, listener)
     largest = max(plan["resident_bytes"] for plan in plans.values())
     width = width or side_by_side(largest, cores, cuda=torch.cuda.is_available())
     threads = max(1, cores // width)
@@ -154,9 +154,7 @@ def forecast(
     try:
         reference = kinds[min(plans, key=lambda name: plans[name]["step_s"])]
         start = time.monotonic()
-        bases.quantize_where_asked(anatomy, reference, settings, ignore)
-        forward = Forward(anatomy, settings.recompute)
-        attached = reference.attach(anatomy, settings.seed, template.encode)
+        forward, attached = _entered(anatomy, reference, problem, template, settings)
         begin_s = loaded_s + time.monotonic() - start
         step_s = _step_s(forward, attached, examples, settings, listener)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
@@ -177,6 +175,65 @@ def forecast(
         test_records=min(test_limit or tested, tested),
         plans=plans,
     )
+
+
+def _planned(
+    estimator: Estimator, kinds: Mapping[str, Technique], settings: Settings, listener: Listener
+) -> dict[str, dict[str, Any]]:
+    """What the plan says of each technique that fits the base."""
+    plans, problems = {}, []
+    for done, (name, technique) in enumerate(kinds.items(), 1):
+        try:
+            plans[name] = told(estimator.estimate(PlannedTechnique.of(technique), settings))
+        except TechniqueError as error:
+            problems.append(str(error))
+            listener(Note(f"{name} does not start: {error}", "warning"))
+        listener(Progress("planning", done, len(kinds), "techniques"))
+    return _some(plans, problems)
+
+
+def _measured(
+    name: str,
+    kinds: Mapping[str, Technique],
+    problem: Problem,
+    examples: Sequence[Example],
+    template: ChatTemplate,
+    settings: Settings,
+    listener: Listener,
+) -> dict[str, dict[str, Any]]:
+    """The same from a few steps of each: resident memory behind them, and a step's seconds."""
+    plans, problems = {}, []
+    for done, (kind, technique) in enumerate(kinds.items(), 1):
+        give_back()
+        try:
+            anatomy = dissect(bases.load(name, technique, ignore).model)
+            forward, attached = _entered(anatomy, technique, problem, template, settings)
+            step_s = _step_s(forward, attached, examples, settings, ignore)
+            steps = batches_of(examples, settings).steps(settings.epochs)
+            time_s = min(steps, settings.max_steps or steps) * step_s
+            plans[kind] = {"resident_bytes": used_bytes(forward.device), "step_s": step_s, "time_s": time_s}
+        except TechniqueError as error:
+            problems.append(str(error))
+            listener(Note(f"{kind} does not start: {error}", "warning"))
+        listener(Progress("trying a few steps", done, len(kinds), "techniques"))
+    return _some(plans, problems)
+
+
+def _some(plans: dict[str, dict[str, Any]], problems: Sequence[str]) -> dict[str, dict[str, Any]]:
+    if not plans:
+        raise TechniqueError(f"no technique can start: {'; '.join(problems)}")
+    return plans
+
+
+def _entered(
+    anatomy: Anatomy, technique: Technique, problem: Problem, template: ChatTemplate, settings: Settings
+) -> tuple[Forward, Attached]:
+    """A technique in a base, with the linear head of a task that has one."""
+    bases.quantize_where_asked(anatomy, technique, settings, ignore)
+    forward = Forward(anatomy, settings.recompute)
+    attached = technique.attach(anatomy, settings.seed, template.encode)
+    forward.readout = readout_of(problem.task, anatomy, settings.seed)
+    return forward, attached if forward.readout is None else Headed(attached, forward.readout)
 
 
 def side_by_side(resident_bytes: int, cores: int, cuda: bool) -> int:

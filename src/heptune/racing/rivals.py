@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from heptune import tasks
 from heptune.core.events import Listener
 from heptune.data.record import Record
 from heptune.engine.memory import used_bytes
@@ -24,12 +25,15 @@ from heptune.scoring.exams import exam_of
 from heptune.scoring.exams.chat import of_losses
 from heptune.scoring.exams.choose import without_model
 from heptune.scoring.exams.classify import of_labels
-from heptune.scoring.score import Scorer
+from heptune.scoring.exams.label import LabelExam
+from heptune.scoring.probe import start_from_probe
+from heptune.scoring.score import Scorer, readout_of
 from heptune.scoring.shots import FewShot, FewShotChat, calibrated_labels
 from heptune.tasks.chat import Chat
 from heptune.tasks.choose import Choose, right
 from heptune.tasks.classify import Classify
 from heptune.tasks.example import Example
+from heptune.tasks.label import Label
 from heptune.tasks.template import ChatTemplate
 from heptune.tuning.problem import Problem
 
@@ -56,6 +60,10 @@ def rivals(
         serving = _serving(positions, 0.0, words)
         return {**found, "time_s": 0.0, "scoring_s": time.monotonic() - began, "memory_bytes": memory, **serving}
 
+    if readout_of(task, scorer.forward.anatomy, seed) is not None:
+        return _probed(problem, scorer, seed, base, listener) | _without_base(
+            _seeing(task, train, records) if isinstance(task, Label) else {}, scorer.forward.device
+        )
     found = {"base, zero-shot": base(task, 0, "the base as it is")}
     if isinstance(task, Classify):
         shown = FewShot.of(task, train, scorer.template, scorer.max_length, seed=seed)
@@ -75,6 +83,18 @@ def rivals(
     near = _Nearest(tuple(FewShotChat.nearest(task, train, records)))
     found["base, nearest conversation"] = base(near, 0, "looked up for every request, and read before it")
     return found
+
+
+def _probed(
+    problem: Problem, scorer: Scorer, seed: int, base: Callable[..., dict[str, Any]], listener: Listener
+) -> dict[str, dict[str, Any]]:
+    """An untouched base has no head that could answer: a logistic regression on its hidden states is one."""
+    forward, task = scorer.forward, problem.task
+    examples = tasks.encode(task, problem.parts.train, scorer.template, scorer.max_length, listener)
+    forward.readout = readout_of(task, forward.anatomy, seed)
+    assert forward.readout is not None
+    start_from_probe(forward.readout, scorer, examples, seed, listener)
+    return {"base, linear probe": base(task, 0, "the base as it is")}
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,23 @@ def _labelling(task: Classify, train: Sequence[Record], records: Sequence[Record
         said = predict()
         chosen = [task.labels.index(label) for label in said]
         return {"chosen": chosen, "correct": np.equal(said, truth).astype(int).tolist()}
+
+    return {name: partial(answer, predict) for name, predict in made.items()}
+
+
+def _seeing(task: Label, train: Sequence[Record], records: Sequence[Record]) -> dict[str, Answering]:
+    exam = LabelExam(task)
+    known, truth = exam.truth(train), exam.truth(records)
+    texts, asked = [r.text or "" for r in train], [r.text or "" for r in records]
+    made: dict[str, Callable[[], np.ndarray]] = {
+        "TF-IDF + logistic regression": lambda: baselines.tfidf_linear(texts, known, asked, several=task.several),
+        exam.frequent_name: lambda: np.repeat(exam.most_frequent(train)[None], len(records), axis=0),
+    }
+
+    def answer(predict: Callable[[], np.ndarray]) -> dict[str, Any]:
+        said = predict()
+        chosen = {} if task.several else {"chosen": said.argmax(1).tolist()}
+        return {**chosen, "correct": (said == truth).all(1).astype(int).tolist()}
 
     return {name: partial(answer, predict) for name, predict in made.items()}
 

@@ -22,7 +22,7 @@ from heptune.runs.lock import InUseError
 from heptune.runs.run import Run
 from heptune.scoring.exams import exam_of
 from heptune.scoring.score import Scorer
-from heptune.tasks.template import ChatTemplate
+from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
 from heptune.tuning import training
 from heptune.tuning.training import SCORING_ROWS
@@ -79,7 +79,7 @@ def baselines(folder: str, limit: int | None, seed: int, threads: int, listener:
         base = load_base(values["base"]["name"], listener=listener)
         forward = Forward(dissect(base.model), listener=listener)
         scorer = Scorer(
-            forward, ChatTemplate(base.tokenizer, values.get("template")), settings.max_length, SCORING_ROWS
+            forward, bases.template_of(base, values.get("template")), settings.max_length, SCORING_ROWS
         )
         write_json(path, rivals(problem, scorer, records, seed, listener))
     return "reached"

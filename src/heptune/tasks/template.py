@@ -330,6 +330,8 @@ class PlainText:
 
     text = ""
     is_default = False
+    writes_bos_twice = False
+    stop_tokens: tuple[int, ...] = ()
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer

@@ -85,7 +85,7 @@ class LabelExam:
             "TF-IDF + logistic regression": baselines.tfidf_linear(
                 train_texts, train_truth, texts, several=self.task.several
             ),
-            self._frequent_name: np.repeat(self._most_frequent(train)[None], len(records), axis=0),
+            self.frequent_name: np.repeat(self.most_frequent(train)[None], len(records), axis=0),
         }
         rows = tuple(Row(name, self._metrics(truth, answers, seed)) for name, answers in said.items())
         right = {name: (answers == truth).all(1) for name, answers in said.items()}
@@ -135,10 +135,12 @@ class LabelExam:
         return np.asarray(np.where(truth, log_p, absent).mean(1))
 
     @property
-    def _frequent_name(self) -> str:
+    def frequent_name(self) -> str:
+        """What the rival that always says the same is called."""
         return "labels that most texts have" if self.task.several else "most frequent label"
 
-    def _most_frequent(self, train: Sequence[Record]) -> np.ndarray:
+    def most_frequent(self, train: Sequence[Record]) -> np.ndarray:
+        """What that rival says: bool [labels]."""
         if self.task.several:
             return self.truth(train).mean(0) > 0.5
         frequency = Counter(label for record in train for label in labels_of(record))
