@@ -1,39 +1,24 @@
-"""Questions built by hand, in files that a test's reader takes as they are. `from questions import write, reading`."""
+"""Questions made up for tests, and files of them. `from questions import about_things, with_options, write`."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from heptune.data import parts
-from heptune.data.readers import Dataset
 from heptune.data.record import Record
-
-_LISTS = ("answers", "options")
 
 
 def write(path: Path, records: Sequence[Record]) -> Path:
-    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), "utf-8")
+    """The records as JSON lines, as people have them."""
+    rows = [
+        {"question": r.text, "options": r.options, "answer": r.answers[0]}
+        if r.options
+        else {"question": r.text, "context": r.passage, "answers": [a for a in r.answers if a]}
+        for r in records
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
-
-
-def reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets are read as what `write` wrote."""
-    monkeypatch.setattr(parts, "read", _read)
-
-
-def _read(path: str | Path, **_: Any) -> Dataset:
-    data = Path(path).read_bytes()
-    rows = [json.loads(line) for line in data.decode().splitlines()]
-    kept = ("line", "text", "passage", *_LISTS)
-    records = [Record(**{k: tuple(row[k]) if k in _LISTS else row[k] for k in kept}) for row in rows]
-    return Dataset(Path(path), "questions", tuple(records), (), hashlib.sha256(data).hexdigest())
 
 
 def about_things(count: int) -> list[Record]:

@@ -11,20 +11,13 @@ import pytest
 
 from heptune import api
 from heptune.core.errors import RunError, UsageError
-from questions import about_things, reading, with_options, write
+from questions import about_things, with_options, write
 
 Ran = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def patched() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        reading(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def runs(base: Path, patched: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     records = {"answer": about_things(40), "choose": with_options(40)}
     for name, rows in records.items():

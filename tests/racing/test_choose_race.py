@@ -14,13 +14,12 @@ from heptune.racing.places import Here
 from heptune.racing.race import Race
 from heptune.reporting.report import report, report_markdown
 from heptune.runs.files import read_json
-from questions import reading, with_options, write
+from questions import with_options, write
 
 
 @pytest.fixture
-def raced(entered: Callable[..., Race], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
+def raced(entered: Callable[..., Race], tmp_path: Path) -> Race:
     torch.set_num_threads(1)
-    reading(monkeypatch)
     data = write(tmp_path / "options.jsonl", with_options(60))
     race = entered(tmp_path / "race", data, ("lora",), max_steps=8, max_length=256, learning_rate=None)
     return course.run(race, Here(), ignore)

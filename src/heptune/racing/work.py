@@ -78,9 +78,7 @@ def baselines(folder: str, limit: int | None, seed: int, threads: int, listener:
         settings = Settings(**values["settings"])
         base = load_base(values["base"]["name"], listener=listener)
         forward = Forward(dissect(base.model), listener=listener)
-        scorer = Scorer(
-            forward, bases.template_of(base, values.get("template")), settings.max_length, SCORING_ROWS
-        )
+        scorer = Scorer(forward, bases.template_of(base, values.get("template")), settings.max_length, SCORING_ROWS)
         write_json(path, rivals(problem, scorer, records, seed, listener))
     return "reached"
 
