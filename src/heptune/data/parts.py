@@ -13,7 +13,7 @@ from typing import Any
 
 from heptune.core.errors import RunError
 from heptune.core.events import Listener, Note
-from heptune.data.readers import Dataset, locate, read
+from heptune.data.readers import Dataset, locate, read, scan
 from heptune.data.record import Record
 from heptune.data.splits import Split, content_key, sample, split
 
@@ -106,15 +106,19 @@ class DataParts:
         return "the validation part (there is no test part)", self.validation
 
 
-def read_files(data: str | Path, options: DataOptions, listener: Listener) -> DataFiles:
-    """Reads the files of a data set; what `skip_bad` left out is told. Raises DataError as `readers.read` does."""
+def read_files(data: str | Path, options: DataOptions, listener: Listener, *, into_memory: bool = True) -> DataFiles:
+    """Reads the files of a data set; what `skip_bad` left out is told. Raises DataError as `readers.read` does.
+
+    Not `into_memory`, the records of JSON lines stay in their files (`readers.scan`).
+    """
     by_hand = (value if isinstance(value, str | Path) else None for value in (options.validation, options.test))
     found = locate(data, *by_hand)
 
     def opened(path: Path) -> Dataset:
-        dataset = read(path, columns=options.columns, skip_bad=options.skip_bad)
+        opener = read if into_memory else scan
+        dataset = opener(path, columns=options.columns, skip_bad=options.skip_bad, listener=listener)
         if dataset.skipped:
-            count, first = len(dataset.skipped), dataset.skipped[0]
+            count, first = dataset.all_skipped, dataset.skipped[0]
             listener(Note(f"{dataset.path}: {count} bad lines left out, the first: {first}", "warning"))
         return dataset
 

@@ -164,13 +164,15 @@ def agree(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
     A file with any labelled text is labelled: its rows without a label are bad rows, not the other way round.
     Raises DataError when no row is recognised: the columns found, the shapes known, the way out.
     """
-    shapes: Counter[Shape] = Counter()
-    for row in rows:
-        shape = recognise(row, columns)
-        if shape is not None:
-            shapes[shape] += 1
+    shapes = Counter(shape for row in rows if (shape := recognise(row, columns)) is not None)
+    return prevailing(shapes, rows[0], columns)
+
+
+def prevailing(shapes: Counter[Shape], first: Row, columns: Mapping[str, str]) -> Shape:
+    """The shape that `agree` finds where the rows have these shapes, counted in the order of their appearance. `first`
+    is the first row, for the message where there is no shape."""
     if not shapes:
-        raise _unrecognised(rows[0], columns)
+        raise _unrecognised(first, columns)
     best = shapes.most_common(1)[0][0]
     if best.name == PLAIN:
         labelled = [s for s, _ in shapes.most_common() if s.name == LABELLED and s.required[0] == best.required[0]]
