@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PLACE = re.compile(r"(?<=\S) (?=\S)")
 _OTHER_BLANK = re.compile(r"\s | \s|^ | $")  # one that is not alone, or at an end
-_MOST = 1 << 16  # pieces that are remembered
+_MOST = 1 << 15  # pieces that are remembered
 _LONGEST = 24  # characters of a piece that is remembered
 # What the alternatives of a known expression may be; in any order and number.
 _ALTERNATIVES = {
