@@ -40,8 +40,15 @@ BAD = (
     '{"text": "half a character \\ud83d", "label": "carpentry"}',
     '{"text": "broken off in the mid',
 )
+FLOOR = """
+import sys
+from heptune.models.load import load_tokenizer
+from heptune.tasks.template import ChatTemplate
+from heptune.tuning import checking
+ChatTemplate(load_tokenizer(sys.argv[1]))
+"""
 READ = """
-import json, os, sys, resource
+import json, os, sys
 from heptune.data.readers import read
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -62,8 +69,9 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         path = Path(folder) / "big.jsonl"
-        report = {"machine": _machine(), "base": chosen.base}
-        report["check"] = checked(path, write(path, round(chosen.mb * 1e6)), chosen.base)
+        report: dict[str, Any] = {"machine": _machine(), "base": chosen.base}
+        floor = _measured([sys.executable, "-c", FLOOR, chosen.base])[1]["peak_memory_bytes"]
+        report["check"] = {"floor_bytes": floor} | checked(path, write(path, round(chosen.mb * 1e6)), chosen.base)
         print(json.dumps(report["check"], indent=1), flush=True)
         report["read"] = read(path, write(path, round(chosen.read_mb * 1e6)))
         print(json.dumps(report["read"], indent=1), flush=True)
