@@ -507,6 +507,49 @@ def label_scoring(_: str) -> str:
     )
 
 
+def reading(_: str) -> str:
+    """How fast a large file is checked, and in how much memory, from docs/results/reading.json."""
+    report = _report("reading")
+    if not report:
+        return "Not measured yet.\n"
+    checked, read = report["check"], report["read"]
+    megabytes = checked["bytes"] / 1e6
+
+    def told(found: dict[str, Any], rows: list[tuple[str, str]]) -> str:
+        size = f"{found['bytes'] / 1e6:,.0f} MB, {found['records']:,} records"
+        time_s = (("time on the clock", "seconds"), ("processor time", "processor_seconds"))
+        return table(("", size), [*((title, format_seconds(found[name])) for title, name in time_s), *rows])
+
+    return (
+        "`heptune check`:\n\n"
+        + told(
+            checked,
+            [
+                ("per second of the processor", f"{megabytes / checked['processor_seconds']:.1f} MB"),
+                ("tokens", f"{checked['tokens']:,}"),
+                (
+                    "repetitions and bad lines found",
+                    f"{checked['duplicates']:,} and {checked['bad_lines']}, all of them",
+                ),
+                ("peak of resident memory", f"{checked['peak_memory_bytes'] / 1e6:.0f} MB"),
+                ("of it for the tokenizer, before anything is read", f"{checked['floor_bytes'] / 1e6:.0f} MB"),
+            ],
+        )
+        + "\nReading into memory:\n\n"
+        + told(
+            read,
+            [
+                (
+                    "resident before and after",
+                    f"{read['before_bytes'] / 1e6:.0f} and {read['after_bytes'] / 1e6:.0f} MB",
+                ),
+                ("peak of resident memory", f"{read['peak_memory_bytes'] / 1e6:.0f} MB"),
+            ],
+        )
+        + f"\nMeasured on: {report['machine']}.\n"
+    )
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "options": options,
     "settings": settings_of,
@@ -532,6 +575,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "regret": regret,
     "grids": grids,
     "labels": label_scoring,
+    "reading": reading,
 }
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = ("tune", "pretrain", "resume", "race", "resume_race", "evaluate", "check", "explain", "load", "open_run")
+_VERBS = ("tune", "pretrain", "resume", "race", "resume_race", "evaluate", "explain", "load", "open_run")
 _ELSEWHERE = {"Run": "heptune.runs.run", "Settings": "heptune.engine.settings", "Message": "heptune.data.record"}
 _ELSEWHERE |= {"Race": "heptune.racing.race"}
 _ELSEWHERE |= {"plan": "heptune.planning.plan"}  # not through the API, which imports torch
+_ELSEWHERE |= {"check": "heptune.tuning.checking"}  # nor this: the API takes memory that is the data's
 _ELSEWHERE |= {"report": "heptune.reporting.report", "report_markdown": "heptune.reporting.report"}
 
 _ELSEWHERE |= dict.fromkeys(("list_runs", "promote", "rollback", "serving"), "heptune.runs.lineage")

@@ -1,32 +1,27 @@
 """The verbs: plan, tune, pretrain, resume, race, evaluate, report, load, check, explain. The command line calls nothing
-else."""
+else but the modules that plan, report and check come from, which load less."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from heptune import tasks
 from heptune import techniques as registry
-from heptune.core.errors import DataError, HeptuneError, UsageError
-from heptune.core.events import Listener, Note, ignore
-from heptune.data.check import CheckReport, Finding, Lengths
-from heptune.data.check import check as check_data
-from heptune.data.corpus import Documents
+from heptune.core.errors import HeptuneError, UsageError
+from heptune.core.events import Listener, ignore
 from heptune.data.corpus import opened as opened_data
-from heptune.data.parts import DataOptions, read_files
+from heptune.data.parts import DataOptions
 from heptune.data.record import Message as Message
-from heptune.data.record import Record
 from heptune.data.splits import sample
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import fetch_base as fetch_base  # for a command that shows it as a step of its own
-from heptune.models.load import load_tokenizer, reads_both_ways
+from heptune.models.load import reads_both_ways
 from heptune.models.newborn import CONTEXT, PRETRAINING, VOCABULARY
 from heptune.racing import course
 from heptune.racing.entry import Terms, enter
@@ -42,18 +37,14 @@ from heptune.scoring.exams.label import LabelExam
 from heptune.scoring.exams.tag import TagExam
 from heptune.scoring.generate import Sampling as Sampling
 from heptune.tasks.options import TaskOptions
-from heptune.tasks.soundness import Ends, about_base, about_ends, ends_of
-from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
 from heptune.tuning import base as bases
 from heptune.tuning import guard as guards
 from heptune.tuning import pretraining, rounds, training
 from heptune.tuning import problem as problems
+from heptune.tuning.checking import check as check  # one of the verbs
 from heptune.tuning.replay import draw
 from heptune.tuning.use import Bare, Tuned, opened
-
-# Documents of a corpus that `check` looks at.
-CHECKED = 5000
 
 
 def tune(
@@ -265,81 +256,3 @@ def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> trans
 def explain(technique: str) -> str:
     """The technique's card."""
     return registry.card(technique)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """An example exactly as the model sees it: pieces of text, and whether each is supervised."""
-
-    line: int
-    pieces: tuple[tuple[str, bool], ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was understood of a data set, what is wrong with it, and two examples rendered.
-
-    `compared_with` is the evaluation file in which leaked examples were looked for.
-    """
-
-    report: CheckReport
-    task: str | None
-    compared_with: Path | None
-    rendered: tuple[Rendered, ...]
-
-
-def check(
-    data: str | Path,
-    *,
-    base: str = "smollm2-135m",
-    task: str | None = None,
-    options: DataOptions | None = None,
-    max_length: int = Settings.max_length,
-    listener: Listener = ignore,
-    **posed: Any,
-) -> Check:
-    """Looks at a data set with the eyes of `base`'s tokenizer. Only the tokenizer is loaded, no weights. `posed` are
-    those of `heptune.tasks.options.TaskOptions`."""
-    options = options or DataOptions()
-    files = read_files(data, options, listener)
-    dataset, evaluation = files.train, files.test or files.validation
-    path = None if evaluation is None else evaluation.path
-    if isinstance(dataset.records, Documents) and len(dataset.records) > CHECKED:
-        chosen = dataset.records.some(CHECKED, 0, "check")
-        listener(Note(f"of {len(dataset.records)} documents {CHECKED} are looked at, drawn from all over the corpus"))
-        dataset = replace(dataset, records=dataset.records.take(chosen))
-    try:
-        goal = tasks.pose(task or tasks.choose(dataset.kind), dataset.records, TaskOptions(**posed))
-    except DataError as error:
-        report = check_data(dataset, evaluation=evaluation, max_length=max_length, listener=listener)
-        if report.pointless:
-            return Check(report, None, path, ())
-        raise error
-    tokenizer = load_tokenizer(base, listener=listener)
-    both_ways = reads_both_ways(base, listener=listener)
-    speaks = ChatTemplate.for_records
-    template: Any = PlainText(tokenizer) if both_ways else speaks(tokenizer, dataset.records)
-    ends = Ends()
-
-    def measure(record: Record) -> list[Lengths]:
-        nonlocal ends
-        examples = goal.encode(record, 0, template, max_length)
-        ends += ends_of(examples, template)
-        return [Lengths(len(e.tokens), e.targets, e.cut) for e in examples]
-
-    report = check_data(dataset, evaluation=evaluation, measure=measure, max_length=max_length, listener=listener)
-    notes = [*about_base(base, template), *(about_ends(ends, max_length) if isinstance(goal, tasks.Chat) else ())]
-    report = report.also(Finding(note.level, f"{note.text[0].upper()}{note.text[1:]}.") for note in notes)
-    rendered = tuple(_render(record, goal, template, max_length) for record in dataset.records[:2])
-    return Check(report, goal.name, path, rendered)
-
-
-def _render(record: Record, task: tasks.Task, template: ChatTemplate, max_length: int) -> Rendered:
-    example = task.encode(record, 0, template, max_length)[0]
-    pieces: list[tuple[str, bool]] = []
-    start = 0
-    for t in range(1, len(example.tokens) + 1):
-        if t == len(example.tokens) or example.supervised[t] != example.supervised[start]:
-            pieces.append((template.tokenizer.decode(example.tokens[start:t]), example.supervised[start]))
-            start = t
-    return Rendered(record.line, tuple(pieces))

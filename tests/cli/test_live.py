@@ -96,6 +96,19 @@ def test_lines_tell_of_long_other_work_only() -> None:
     assert text(made) == "scoring: 2/3 examples\n"
 
 
+def test_bytes_are_shown_in_the_unit_that_fits_them() -> None:
+    clock, made = Clock(), console(terminal=False)
+    listener = Lines(made, clock)
+    clock.now = 11
+    listener(Progress("reading a.jsonl", 3 << 20, 5 << 30, "bytes"))
+    assert text(made) == "reading a.jsonl: 3.0 MiB of 5.0 GiB\n"
+    with Bars(console(terminal=True)) as bars:
+        bars(Progress("reading a.jsonl", 3 << 20, 5 << 30, "bytes"))
+        assert "3.0 MiB of 5.0 GiB" in _picture(bars)
+        bars(Progress("measuring", 7, 9, "records"))
+        assert "measuring" in _picture(bars) and "7/9" in _picture(bars)
+
+
 def test_bars_show_the_state_and_keep_lines_above() -> None:
     made = console(terminal=True)
     with Bars(made) as listener:

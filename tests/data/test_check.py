@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from heptune.core.errors import DataError
 from heptune.core.events import Event, Progress
-from heptune.data.check import CheckReport, Lengths, check, check_labels
+from heptune.data.check import CheckReport, Lengths, Measure, check, check_labels
 from heptune.data.readers import Dataset, read
 from heptune.data.record import Message, Record
 
@@ -24,12 +24,16 @@ def sound(prefix: str = "text") -> list[tuple[str, str | None]]:
     return [(f"{prefix} {n}", "no" if n % 2 else "yes") for n in range(40)]
 
 
+def each(measure: Callable[[Record], Sequence[Lengths]]) -> Measure:
+    return lambda records: [measure(record) for record in records]
+
+
 def texts(report: CheckReport, severity: str) -> str:
     return "\n".join(finding.text for finding in report.findings if finding.severity == severity)
 
 
 def test_a_sound_data_set_has_no_findings() -> None:
-    report = check(dataset(*sound()), evaluation=dataset(*sound("other")), measure=lambda r: [Lengths(10, 2, 0)])
+    report = check(dataset(*sound()), evaluation=dataset(*sound("other")), measure=each(lambda r: [Lengths(10, 2, 0)]))
     assert report.findings == ()
     assert not report.pointless
     assert (report.records, report.kind, report.format) == (40, "labelled text", "CSV, text + label")
@@ -128,7 +132,7 @@ def test_lengths_cuts_and_nothing_supervised() -> None:
         )
 
     events: list[Event] = []
-    report = check(dataset(*sound()), measure=measure, max_length=100, listener=events.append)
+    report = check(dataset(*sound()), measure=each(measure), max_length=100, listener=events.append)
     assert report.lengths is not None
     assert (report.lengths.minimum, report.lengths.maximum) == (1, 100)
     assert (report.lengths.examples, report.lengths.total) == (41, sum(range(1, 41)) + 1 - 3 + 100)
@@ -148,10 +152,10 @@ def test_lengths_cuts_and_nothing_supervised() -> None:
 
 
 def test_nothing_supervised_anywhere_is_pointless() -> None:
-    report = check(dataset(*sound()), measure=lambda record: [Lengths(10, 0, 0)])
+    report = check(dataset(*sound()), measure=each(lambda record: [Lengths(10, 0, 0)]))
     assert report.pointless
     assert "None of the 40 examples has a supervised token" in texts(report, "fatal")
-    assert check(dataset(*sound()), measure=lambda record: []).pointless
+    assert check(dataset(*sound()), measure=each(lambda record: [])).pointless
 
 
 def test_fatal_findings_come_first() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from heptune import api, tasks
 from heptune.core.errors import BaseModelError
 from heptune.core.events import Event, Note
+from heptune.data.readers import read
 from heptune.data.record import Message, Record
 from heptune.tasks.chat import Chat
 from heptune.tasks.example import Example
@@ -140,7 +141,7 @@ def test_check_tells_them(tmp_path: Path) -> None:
     lines = [json.dumps({"prompt": f"Say {n}.", "completion": f"It is {n}, as you said."}) for n in range(24)]
     data.write_text("\n".join(lines), "utf-8")
     template = ChatTemplate(tokenizer)
-    (example,) = Chat().encode(api.read(data).records[0], 0, template, 500)
+    (example,) = Chat().encode(read(data).records[0], 0, template, 500)
     found = api.check(data, base=str(base), max_length=len(example.tokens) - 1).report.findings
     texts = {(finding.severity, finding.text.split(",")[0]) for finding in found}
     assert ("info", "<s> would stand twice before a conversation") in texts

@@ -13,7 +13,8 @@ from heptune.engine.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from heptune.api import CheckReport, Rendered
+    from heptune.data.check import CheckReport
+    from heptune.tuning.checking import Rendered
 
 LABELS_SHOWN = 30
 OPEN, CLOSE = "⟦", "⟧"  # around what is supervised
@@ -40,16 +41,17 @@ def check(
 ) -> None:
     """Show what DATA holds and what is wrong with it. Exit code 1 when training on it would be pointless."""
     columns = options.columns(column)
-    from heptune import api
     from heptune.cli.live import live
     from heptune.cli.show import console
+    from heptune.data.parts import DataOptions
+    from heptune.tuning import checking
 
     with live(console(stderr=True)) as listener:
-        result = api.check(
+        result = checking.check(
             data,
             base=base,
             task=task,
-            options=api.DataOptions(validation=validation, test=test, columns=columns or None, skip_bad=skip_bad),
+            options=DataOptions(validation=validation, test=test, columns=columns or None, skip_bad=skip_bad),
             max_length=max_length,
             listener=listener,
             **posed,
@@ -72,7 +74,7 @@ def _print_report(report: CheckReport, task: str | None, evaluation: Path | None
         ("format", report.format),
         ("task", task or "none"),
         ("records", f"{report.records} ({report.kind})"),
-        ("bad lines left out", str(len(report.skipped))),
+        ("bad lines left out", str(report.bad_lines)),
     ]
     if report.lengths:
         lengths = report.lengths
@@ -81,8 +83,8 @@ def _print_report(report: CheckReport, task: str | None, evaluation: Path | None
         rows.append(
             ("tokens", f"{lengths.total}, of them {lengths.supervised} supervised ({lengths.supervised_share:.1%})")
         )
-        rows.append(("cut at the limit", str(len(report.cut_lines))))
-        rows.append(("nothing supervised", str(len(report.unsupervised_lines))))
+        rows.append(("cut at the limit", str(report.cut)))
+        rows.append(("nothing supervised", str(report.unsupervised)))
     rows.append(("duplicates", str(report.duplicates)))
     leaked = f"{report.leaked} records also stand in {evaluation}"
     rows.append(("leakage", leaked if evaluation else "not looked for in another file (--validation, --test)"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -98,6 +98,12 @@ class Story:
         return line.append("  * best so far", style="green") if event.best else line
 
 
+def _amount(event: events.Progress) -> str:
+    if event.unit == "bytes":
+        return f"{format_bytes(event.done)} of {format_bytes(event.total)}"
+    return f"{event.done}/{event.total} {event.unit}"
+
+
 def _started(event: TrainingStarted) -> str:
     onward = f" (going on after step {event.step})" if event.step else ""
     trainable, supervised = format_count(event.trainable), format_count(event.supervised_tokens)
@@ -107,12 +113,22 @@ def _started(event: TrainingStarted) -> str:
     )
 
 
+class Amount(MofNCompleteColumn):
+    """How much is done of how much; bytes in the unit that fits them."""
+
+    def render(self, task: Task) -> Text:
+        """The text for one bar."""
+        if task.fields.get("unit") != "bytes" or task.total is None:
+            return super().render(task)
+        return Text(f"{format_bytes(task.completed)} of {format_bytes(task.total)}", style="progress.download")
+
+
 class Bars:
     """A terminal: one bar for the training, a passing one for other work, lines above them."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.story, self.pace = console, Story(), Pace()
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), Amount())
         self.bars = Progress(*columns, console=console, expand=True)
         self.training: TaskID | None = None
         self.passing: TaskID | None = None
@@ -154,7 +170,7 @@ class Bars:
     def _pass(self, event: events.Progress) -> None:
         if self.passing is None:
             self.passing = self.bars.add_task(event.what)
-        self.bars.update(self.passing, description=event.what, completed=event.done, total=event.total)
+        self.bars.update(self.passing, description=event.what, completed=event.done, total=event.total, unit=event.unit)
         if event.done >= event.total:
             self.bars.remove_task(self.passing)
             self.passing = None
@@ -183,7 +199,7 @@ class Lines:
                 if len(self.pace.recent) == 1 or event.step == self.pace.planned or self._due():
                     self._print(Text(f"step {event.step}/{self.pace.planned}  {self.pace}"))
             case events.Progress() if event.done < event.total and self._due():
-                self._print(Text(f"{event.what}: {event.done}/{event.total} {event.unit}"))
+                self._print(Text(f"{event.what}: {_amount(event)}"))
         line = self.story.line(event)
         if line is not None:
             self._print(line)

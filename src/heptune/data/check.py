@@ -1,30 +1,32 @@
 """What is wrong with a data set, found before any training.
 
 `check` counts; each finding is one plain sentence with its number and the way out. A fatal finding means that
-training on the file would be pointless.
+training on the file would be pointless. The records are gone through once and none is kept, so that those of a file
+that does not fit into memory can be checked (`readers.scan`).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-
-import numpy as np
 
 from heptune.core.errors import DataError
 from heptune.core.events import Listener, Progress, ignore
 from heptune.data.readers import Dataset
 from heptune.data.record import Record
-from heptune.data.shapes import listed
-from heptune.data.splits import content_key
+from heptune.data.tally import Lengths as Lengths
+from heptune.data.tally import LengthSummary, LengthTally, Repetitions, Tally, labels_of
+from heptune.data.values import listed
 
 FEW_RECORDS = 20  # fewer are learnt by heart before anything general is
 FEW_PER_LABEL = 5  # fewer cannot be both learnt from and measured on
 IMBALANCE = 10  # largest label / smallest label: above it accuracy says little about the small one
 DUPLICATE_SHARE = 0.01
 SHOWN = 5  # examples in a message
+AT_A_TIME = 512  # records that are measured together
 # Columns whose content changes what a row means: reading the rest without them deserves a warning.
 MEANINGFUL = (
     *("label", "labels", "spans", "entities", "options", "choices", "paragraphs", "context", "passage"),
@@ -38,32 +40,7 @@ CONFLICTS = {
     "question with options": "different answers",
 }
 
-
-@dataclass(frozen=True)
-class Lengths:
-    """One encoded example: its tokens, how many are supervised, and how many the length limit cut off."""
-
-    tokens: int
-    supervised: int
-    cut: int
-
-
-@dataclass(frozen=True)
-class LengthSummary:
-    """Tokens per example (quantiles), and in all. `supervised` is a number of tokens."""
-
-    examples: int
-    minimum: int
-    median: int
-    p95: int
-    maximum: int
-    total: int
-    supervised: int
-
-    @property
-    def supervised_share(self) -> float:
-        """The share of all tokens that is learnt."""
-        return self.supervised / self.total if self.total else 0.0
+Measure = Callable[[Sequence[Record]], Sequence[Sequence[Lengths]]]
 
 
 @dataclass(frozen=True)
@@ -79,26 +56,31 @@ class CheckReport:
     """What a file holds and what is wrong with it. Lines count from 1, as in `Record.line`.
 
     `duplicates` counts the records that repeat an earlier one; `duplicate_lines` are the lines of each repeated text.
-    `conflict_lines` likewise, of texts with more than one label. `leaked` counts the training records that also stand
-    in the evaluation data, `leaked_lines` are some pairs (training line, evaluation line). `unknown_labels` are
-    those of the evaluation data only, with their counts. `unsupervised_lines` and `cut_lines` are the records with an
-    example that has nothing to learn, or that the length limit shortens. `lengths` is None if nothing was measured.
+    `conflicts` and `conflict_lines` likewise, of texts of which different things are to be learned. `leaked` counts the
+    training records that also stand in the evaluation data, `leaked_lines` are some pairs (training line, evaluation
+    line). `unknown_labels` are those of the evaluation data only, with their counts. `unsupervised` and `cut` count the
+    records with an example that has nothing to learn, or that the length limit shortens. `lengths` is None if nothing
+    was measured. Counts are of all records; a list names the first 10,000 lines, `skipped` of JSON lines likewise.
     """
 
     path: Path
     format: str
     kind: str
     records: int
+    bad_lines: int
     skipped: tuple[str, ...]
     labels: Mapping[str, int]
     lengths: LengthSummary | None
     duplicates: int
     duplicate_lines: tuple[tuple[int, ...], ...]
+    conflicts: int
     conflict_lines: tuple[tuple[int, ...], ...]
     leaked: int
     leaked_lines: tuple[tuple[int, int], ...]
     unknown_labels: Mapping[str, int]
+    unsupervised: int
     unsupervised_lines: tuple[int, ...]
+    cut: int
     cut_lines: tuple[int, ...]
     findings: tuple[Finding, ...]
 
@@ -116,69 +98,74 @@ def check(
     dataset: Dataset,
     *,
     evaluation: Dataset | None = None,
-    measure: Callable[[Record], Sequence[Lengths]] | None = None,
+    measure: Measure | None = None,
     max_length: int | None = None,
     listener: Listener = ignore,
 ) -> CheckReport:
     """Look for everything that would spoil a training on `dataset`, or its evaluation on `evaluation`.
 
-    `measure` gives the lengths in tokens of the examples that a record becomes; `max_length` is the limit that it cut
-    them to (only named in the findings). Raises nothing for bad data: that is what the findings are for.
+    `measure` gives, for some records at a time, the lengths in tokens of the examples that each becomes; `max_length`
+    is the limit that it cut them to (only named in the findings). Raises nothing for bad data: that is what the
+    findings are for.
     """
-    records = dataset.records
-    labels = Counter(label for record in records for label in labels_of(record))
-    evaluation_records = evaluation.records if evaluation else ()
-    by_content = _by_content(records)
-    repeated = [same for same in by_content.values() if len(same) > 1]
-    conflicting = [same for same in repeated if len({_learnt(record) for record in same}) > 1]
-    evaluated = _by_content(evaluation_records)
-    leaked = [(record, evaluated[key][0]) for key, same in by_content.items() if key in evaluated for record in same]
-    unknown = Counter(x for record in evaluation_records for x in labels_of(record) if labels and x not in labels)
-    measured = _measure(records, measure, listener) if measure else []
+    tally, lengths = Tally(), LengthTally()
+    what = "measuring" if measure else "checking"
+    for some in _told(dataset.records, what, listener):
+        for record in some:
+            tally.add(record)
+        for record, examples in zip(some, measure(some) if measure else (), strict=bool(measure)):
+            lengths.add(record.line, examples)
+    judged = Tally()
+    for some in _told(evaluation.records if evaluation else (), "comparing", listener):
+        for record in some:
+            judged.add(record)
 
-    unsupervised = tuple(r.line for r, every in measured if not all(e.supervised for e in every) or not every)
-    cut = tuple(r.line for r, every in measured if any(e.cut for e in every))
+    repetitions = tally.repetitions()
+    leaked, leaked_lines = tally.also_in(judged, SHOWN)
+    known = tally.labels
+    unknown = Counter({label: n for label, n in judged.labels.items() if known and label not in known})
     findings = [
         *_about_records(dataset),
-        *_about_labels(labels, dataset),
-        *_about_repetition(dataset, repeated, conflicting),
-        *(_about_evaluation(dataset, evaluation, leaked, unknown, set(labels)) if evaluation else ()),
-        *_about_lengths(measured, unsupervised, cut, max_length),
+        *_about_labels(known, dataset),
+        *_about_repetition(dataset, repetitions),
+        *(_about_evaluation(dataset, evaluation, leaked, leaked_lines, unknown, set(known)) if evaluation else ()),
+        *(_about_lengths(lengths, max_length) if measure and len(tally) else ()),
     ]
     return CheckReport(
         path=dataset.path,
         format=dataset.format,
         kind=dataset.kind,
-        records=len(records),
+        records=len(tally),
+        bad_lines=dataset.all_skipped,
         skipped=tuple(str(error) for error in dataset.skipped),
-        labels=dict(labels.most_common()),
-        lengths=_summary([example for _, every in measured for example in every]),
-        duplicates=sum(len(same) - 1 for same in repeated),
-        duplicate_lines=_lines(repeated),
-        conflict_lines=_lines(conflicting),
-        leaked=len(leaked),
-        leaked_lines=tuple((a.line, b.line) for a, b in leaked[:SHOWN]),
+        labels=dict(known.most_common()),
+        lengths=lengths.summary(),
+        duplicates=repetitions.duplicates,
+        duplicate_lines=repetitions.duplicate_lines,
+        conflicts=repetitions.conflicts,
+        conflict_lines=repetitions.conflict_lines,
+        leaked=leaked,
+        leaked_lines=leaked_lines,
         unknown_labels=dict(unknown.most_common()),
-        unsupervised_lines=unsupervised,
-        cut_lines=cut,
+        unsupervised=lengths.unsupervised,
+        unsupervised_lines=tuple(lengths.unsupervised_lines),
+        cut=lengths.cut,
+        cut_lines=tuple(lengths.cut_lines),
         findings=_by_severity(findings),
     )
 
 
-def labels_of(record: Record) -> tuple[str, ...]:
-    """The labels of a record, each once: its one label, its several, or the types of its entities."""
-    if record.label is not None:
-        return (record.label,)
-    return tuple(dict.fromkeys(record.labels or (span.type for span in record.spans or ())))
-
-
-def _learnt(record: Record) -> Hashable:
-    """What is to be learned of a record beside a conversation's turns: equal where two records do not contradict."""
-    return record.label, frozenset(record.labels or ()), record.spans, frozenset(record.answers)
-
-
 def _by_severity(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: ("fatal", "warning", "info").index(f.severity)))
+
+
+def _told(records: Sequence[Record], what: str, listener: Listener) -> Iterator[list[Record]]:
+    """The records, some at a time; the listener is told when the next ones are asked for."""
+    every, done = iter(records), 0
+    while some := list(islice(every, AT_A_TIME)):
+        yield some
+        done += len(some)
+        listener(Progress(what, done, len(records), "records"))
 
 
 def check_labels(
@@ -215,9 +202,7 @@ def _about_records(dataset: Dataset) -> Iterable[Finding]:
             f"There are only {_count(count, 'record')}; below {FEW_RECORDS} a model learns them by heart, so add more.",
         )
     if dataset.skipped:
-        yield Finding(
-            "warning", f"{_count(len(dataset.skipped), 'bad line')} left out; the first: {dataset.skipped[0]}"
-        )
+        yield Finding("warning", f"{_count(dataset.all_skipped, 'bad line')} left out; the first: {dataset.skipped[0]}")
     if dataset.ignored:
         meaningful = [name for name in dataset.ignored if name.strip().lower() in MEANINGFUL]
         yield Finding(
@@ -263,29 +248,27 @@ def _about_labels(labels: Counter[str], dataset: Dataset) -> Iterable[Finding]:
             )
 
 
-def _about_repetition(
-    dataset: Dataset, repeated: Sequence[Sequence[Record]], conflicting: Sequence[Sequence[Record]]
-) -> Iterable[Finding]:
+def _about_repetition(dataset: Dataset, found: Repetitions) -> Iterable[Finding]:
     count = len(dataset.records)
-    duplicates = sum(len(same) - 1 for same in repeated)
-    if duplicates:
+    if found.duplicates:
         yield Finding(
-            "warning" if duplicates > DUPLICATE_SHARE * count else "info",
-            f"Repetitions of an earlier record: {duplicates} ({duplicates / count:.1%}), {_where(repeated)}; "
-            "take them out unless they should weigh more. Splits keep them together.",
+            "warning" if found.duplicates > DUPLICATE_SHARE * count else "info",
+            f"Repetitions of an earlier record: {found.duplicates} ({found.duplicates / count:.1%}), "
+            f"{_where(found.duplicate_lines)}; take them out unless they should weigh more. Splits keep them together.",
         )
-    if conflicting:
+    if found.conflicts:
         yield Finding(
             "warning",
-            f"{_count(len(conflicting), 'text')} with {CONFLICTS.get(dataset.kind, 'more than one label')}, "
-            f"{_where(conflicting)}; decide for one.",
+            f"{_count(found.conflicts, 'text')} with {CONFLICTS.get(dataset.kind, 'more than one label')}, "
+            f"{_where(found.conflict_lines)}; decide for one.",
         )
 
 
 def _about_evaluation(
     dataset: Dataset,
     evaluation: Dataset,
-    leaked: Sequence[tuple[Record, Record]],
+    leaked: int,
+    leaked_lines: Sequence[tuple[int, int]],
     unknown: Counter[str],
     known: set[str],
 ) -> Iterable[Finding]:
@@ -296,10 +279,10 @@ def _about_evaluation(
         )
     if leaked:
         count = len(dataset.records)
-        pairs = ", ".join(f"{a.line} = {b.line}" for a, b in leaked[:SHOWN])
+        pairs = ", ".join(f"{a} = {b}" for a, b in leaked_lines)
         yield Finding(
-            "fatal" if len(leaked) == count else "warning",
-            f"Also in the evaluation data: {len(leaked)} of the {count} training records (training line = evaluation "
+            "fatal" if leaked == count else "warning",
+            f"Also in the evaluation data: {leaked} of the {count} training records (training line = evaluation "
             f"line: {pairs}), so scores there would measure memory; take them out of one of the two.",
         )
     if unknown:
@@ -311,81 +294,38 @@ def _about_evaluation(
         )
 
 
-def _about_lengths(
-    measured: Sequence[tuple[Record, Sequence[Lengths]]],
-    unsupervised: Sequence[int],
-    cut: Sequence[int],
-    max_length: int | None,
-) -> Iterable[Finding]:
-    examples = [example for _, every in measured for example in every]
-    if measured and not any(example.supervised for example in examples):
+def _about_lengths(found: LengthTally, max_length: int | None) -> Iterable[Finding]:
+    if not found.supervised:
         yield Finding(
             "fatal",
-            f"None of the {len(examples)} examples has a supervised token left: there is nothing to learn; "
+            f"None of the {found.counts.total()} examples has a supervised token left: there is nothing to learn; "
             "raise the length limit, shorten the prompts, or add answers.",
         )
-    elif unsupervised:
+    elif found.unsupervised:
         yield Finding(
             "warning",
-            f"{_count(len(unsupervised), 'record')} with nothing supervised ({_at(unsupervised)}), so nothing is "
-            "learnt there; raise the length limit or add the answer.",
+            f"{_count(found.unsupervised, 'record')} with nothing supervised "
+            f"({_at(found.unsupervised_lines, found.unsupervised)}), so nothing is learnt there; "
+            "raise the length limit or add the answer.",
         )
-    if cut:
+    if found.cut:
         limit = f"the limit of {max_length} tokens" if max_length else "the length limit"
-        tokens, longest = sum(e.cut for e in examples), max(e.tokens + e.cut for e in examples)
         yield Finding(
             "warning",
-            f"{_count(len(cut), 'record')} longer than {limit} ({_at(cut)}): {_count(tokens, 'token')} are cut off; "
-            f"the longest needs {longest}, so raise the limit or shorten the records.",
+            f"{_count(found.cut, 'record')} longer than {limit} ({_at(found.cut_lines, found.cut)}): "
+            f"{_count(found.cut_tokens, 'token')} are cut off; the longest needs {found.longest}, "
+            "so raise the limit or shorten the records.",
         )
 
 
-def _measure(
-    records: Sequence[Record], measure: Callable[[Record], Sequence[Lengths]], listener: Listener
-) -> list[tuple[Record, Sequence[Lengths]]]:
-    measured = []
-    for done, record in enumerate(records, 1):
-        measured.append((record, measure(record)))
-        if done % 500 == 0 or done == len(records):
-            listener(Progress("measuring", done, len(records), "records"))
-    return measured
-
-
-def _summary(examples: Sequence[Lengths]) -> LengthSummary | None:
-    if not examples:
-        return None
-    tokens = np.array([example.tokens for example in examples])
-    # 'higher' and 'lower' give lengths that some example really has.
-    return LengthSummary(
-        examples=len(examples),
-        minimum=int(tokens.min()),
-        median=int(np.quantile(tokens, 0.5, method="lower")),
-        p95=int(np.quantile(tokens, 0.95, method="higher")),
-        maximum=int(tokens.max()),
-        total=int(tokens.sum()),
-        supervised=sum(example.supervised for example in examples),
-    )
-
-
-def _by_content(records: Iterable[Record]) -> dict[Hashable, list[Record]]:
-    groups: dict[Hashable, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[content_key(record)].append(record)
-    return dict(groups)
-
-
-def _lines(groups: Sequence[Sequence[Record]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(record.line for record in same) for same in groups)
-
-
-def _where(groups: Sequence[Sequence[Record]]) -> str:
-    shown = ["lines " + " = ".join(str(line) for line in same[:SHOWN]) for same in _lines(groups[:SHOWN])]
+def _where(groups: Sequence[Sequence[int]]) -> str:
+    shown = ["lines " + " = ".join(str(line) for line in same[:SHOWN]) for same in groups[:SHOWN]]
     return "e.g. " + "; ".join(shown)
 
 
-def _at(lines: Sequence[int]) -> str:
-    more = ", …" if len(lines) > SHOWN else ""
-    return f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines[:SHOWN]))}{more}"
+def _at(lines: Sequence[int], count: int) -> str:
+    more = ", …" if count > SHOWN else ""
+    return f"line{'s' if count > 1 else ''} {', '.join(map(str, lines[:SHOWN]))}{more}"
 
 
 def _count(count: int, noun: str) -> str:

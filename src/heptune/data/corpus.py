@@ -26,7 +26,9 @@ import numpy as np
 from heptune.core.errors import DataError, UsageError
 from heptune.core.events import Listener, Progress, ignore
 from heptune.core.seeds import generator
-from heptune.data.readers import Dataset, decode, documents_in, first_bad, glance, json_row, read
+from heptune.data.encoding import decode, plain_newlines
+from heptune.data.json_rows import json_row
+from heptune.data.readers import Dataset, documents_in, first_bad, glance, read, scan
 from heptune.data.record import OnDisk, Record
 from heptune.data.shapes import PLAIN, Shape, convert, used_columns
 
@@ -115,18 +117,24 @@ class Documents(OnDisk):
 
 
 def opened(
-    path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad: bool = False, listener: Listener = ignore
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    listener: Listener = ignore,
+    into_memory: bool = True,
 ) -> Dataset:
     """The data set at `path`: the documents of a corpus stay on disk, everything else is read (`readers.read`).
 
-    Raises as `readers.read` does: DataError for the first bad line (with `skip_bad` when nothing is left).
+    Not `into_memory`, the records of JSON lines stay in their file, too (`readers.scan`). Raises as `readers.read`
+    does: DataError for the first bad line (with `skip_bad` when nothing is left).
     """
     path, columns = Path(path), dict(columns or {})
     if path.is_dir() and columns:
         raise DataError("this is a folder of plain text, it has no columns; leave --column away", path=path)
     found = ("a folder of text files", None) if path.is_dir() else _corpus_format(path, columns)
     if found is None:
-        return read(path, columns=columns, skip_bad=skip_bad)
+        return (read if into_memory else scan)(path, columns=columns, skip_bad=skip_bad, listener=listener)
     name, shape = found
     files = tuple(sorted(documents_in(path))) if path.is_dir() else (path,)
     index = _Index(files, sum(file.stat().st_size for file in files), listener)
@@ -160,7 +168,7 @@ def _corpus_format(path: Path, columns: Mapping[str, str]) -> tuple[str, Shape |
 
 def _plain(data: bytes) -> str:
     """The text of bytes that are known to be UTF-8."""
-    return data.removeprefix(codecs.BOM_UTF8).decode().replace("\r\n", "\n").replace("\r", "\n")
+    return plain_newlines(data.removeprefix(codecs.BOM_UTF8).decode())
 
 
 def _key(text: str) -> int:

@@ -138,15 +138,19 @@ class DataParts:
         return "the validation part (there is no test part)", self.validation
 
 
-def read_files(data: str | Path, options: DataOptions, listener: Listener) -> DataFiles:
-    """Reads the files of a data set; what `skip_bad` left out is told. Raises DataError as `readers.read` does."""
+def read_files(data: str | Path, options: DataOptions, listener: Listener, *, into_memory: bool = True) -> DataFiles:
+    """Reads the files of a data set; what `skip_bad` left out is told. Raises DataError as `readers.read` does.
+
+    Not `into_memory`, the records of JSON lines stay in their files (`readers.scan`).
+    """
     by_hand = (value if isinstance(value, str | Path) else None for value in (options.validation, options.test))
     found = locate(data, *by_hand)
 
     def loaded(path: Path) -> Dataset:
-        dataset = opened(path, columns=options.columns, skip_bad=options.skip_bad, listener=listener)
+        reading: dict[str, Any] = {"columns": options.columns, "skip_bad": options.skip_bad}
+        dataset = opened(path, **reading, listener=listener, into_memory=into_memory)
         if dataset.skipped:
-            count, first = len(dataset.skipped), dataset.skipped[0]
+            count, first = dataset.all_skipped, dataset.skipped[0]
             listener(Note(f"{dataset.path}: {count} bad lines left out, the first: {first}", "warning"))
         return dataset
 

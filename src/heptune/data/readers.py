@@ -14,20 +14,20 @@ What the rows may look like stands in `shapes`.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import hashlib
 import json
-import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from heptune.core.errors import DataError
+from heptune.core.events import Listener, ignore
 from heptune.core.registry import nearest
-from heptune.data import conll
+from heptune.data import conll, stream
+from heptune.data.encoding import decode, unreadable
+from heptune.data.json_rows import as_row, is_pair, json_problem, json_row, loads
 from heptune.data.questions import is_article, questions_of
 from heptune.data.record import Record
 from heptune.data.shapes import Shape, agree, candidates, check_columns, convert, recognise, used_columns
@@ -35,28 +35,15 @@ from heptune.data.tags import TagError
 from heptune.data.values import Row, listed, shown
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".txt", *conll.EXTENSIONS)
-LINES, TABLES, PLAIN = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".txt", ".md")
-MAGIC = {
-    b"\x1f\x8b": ("gzip", "unpack it first (gunzip)"),
-    b"PK\x03\x04": ("a zip archive or an Office document", "unpack it, or export the sheet as CSV (UTF-8)"),
-    b"PAR1": ("Parquet", "convert it, e.g. pandas.read_parquet(…).to_json(…, orient='records', lines=True)"),
-    b"ARROW1": ("Arrow", "convert it to JSON lines first"),
-    b"%PDF": ("a PDF", "extract its text first"),
-}
-# The longer marks first: UTF-32's little-endian mark begins with UTF-16's.
-BYTE_ORDER_MARKS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
-SURROGATE = re.compile("[\ud800-\udfff]")
+TABLES, PLAIN = (".csv", ".tsv"), (".txt", ".md")
 HEAD = 1 << 20  # bytes from which a file's shape is told where it is not read whole
+BAD_LINES_KEPT = 10_000  # of a file that is not held in memory
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A file as read. `records` are all of one kind; `skipped` the bad lines that were left out.
+    """A file as read. `records` are all of one kind; `skipped` the bad lines that were left out; `more_skipped` counts
+    further ones.
 
     `format` names what was found, e.g. 'CSV, text + label'; `sha256` is that of the file's bytes; `ignored` are the
     columns that nothing was read from.
@@ -68,23 +55,74 @@ class Dataset:
     skipped: tuple[DataError, ...]
     sha256: str
     ignored: tuple[str, ...] = ()
+    more_skipped: int = 0
 
     @property
     def kind(self) -> str:
         """The kind of all records, as `Record.kind` names it; 'no records' when there are none."""
         return self.records[0].kind if self.records else "no records"
 
+    @property
+    def all_skipped(self) -> int:
+        """How many bad lines were left out."""
+        return len(self.skipped) + self.more_skipped
 
-def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad: bool = False) -> Dataset:
-    """Read a data file of any supported format.
+
+def read(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad: bool = False, listener: Listener = ignore
+) -> Dataset:
+    """Read a data file of any supported format into memory.
 
     `columns` names columns by hand: role (one of `shapes.NAMED_BY_HAND`) -> the file's column.
     The first bad line raises DataError, with file and line. With `skip_bad` bad lines are collected in
     `Dataset.skipped` instead; DataError is raised only when nothing is left. Raises UsageError for an unknown role.
+    Of JSON lines nothing but the records is held; the listener is told how far a large file is read.
     """
     path, columns = Path(path), dict(columns or {})
+    _check_file(path)
+    if stream.is_json_lines(path):
+        found = stream.survey(path, columns, tuple, most_bad=None if skip_bad else 1, listener=listener)
+        if found is not None:
+            return _dataset(path, found, found.made, len(found.made), skip_bad)
+    return _read_whole(path, columns, skip_bad)
+
+
+def scan(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad: bool = False, listener: Listener = ignore
+) -> Dataset:
+    """The same as `read`, but the records of JSON lines stay in the file (`stream.Records`), however large it is.
+
+    Files of other formats are read into memory: their rows cannot be told apart before the end is known. So are tagged
+    tokens, whose scheme takes the tags of all rows.
+    """
+    path, columns = Path(path), dict(columns or {})
+    _check_file(path)
+    found = None
+    if stream.is_json_lines(path):
+        found = stream.survey(path, columns, _count, most_bad=BAD_LINES_KEPT, listener=listener)
+    if found is None:
+        return _read_whole(path, columns, skip_bad)
+    shape = found.shape
+    records = () if shape is None else stream.Records(path, columns, shape, found.made, found.sha256)
+    return _dataset(path, found, records, found.made, skip_bad)
+
+
+def _count(records: Iterable[Record]) -> int:
+    return sum(1 for _ in records)
+
+
+def _dataset(path: Path, found: stream.Survey[Any], records: Sequence[Record], count: int, skip_bad: bool) -> Dataset:
+    if found.shape is None or (found.bad and not (skip_bad and count)):
+        nothing_left = skip_bad or found.shape is None
+        raise first_bad(found.bad, path, nothing_left=nothing_left, count=found.all_bad)
+    more = found.all_bad - len(found.bad)
+    return Dataset(path, f"JSON lines, {found.shape.describe()}", records, found.bad, found.sha256, found.ignored, more)
+
+
+def _read_whole(path: Path, columns: Mapping[str, str], skip_bad: bool) -> Dataset:
     data = _bytes(path)
-    text = decode(data, path)
+    text, sha256 = decode(data, path), hashlib.sha256(data).hexdigest()
+    del data
     source = _parse(text, path, columns)
     records: list[Record]
     ignored: tuple[str, ...] = ()
@@ -97,7 +135,7 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad
         records, name, ignored = _records(source, path, columns, bad)
     if bad and not (skip_bad and records):
         raise first_bad(bad, path, nothing_left=skip_bad)
-    return Dataset(path, name, tuple(records), tuple(bad), hashlib.sha256(data).hexdigest(), ignored)
+    return Dataset(path, name, tuple(records), tuple(bad), sha256, ignored)
 
 
 def glance(path: Path, columns: Mapping[str, str]) -> tuple[str, Shape | None] | None:
@@ -114,14 +152,6 @@ def glance(path: Path, columns: Mapping[str, str]) -> tuple[str, Shape | None] |
         return (source.container, agree([row for _, row in source.rows], columns)) if source.rows else None
     except (OSError, DataError):
         return None
-
-
-def json_row(content: str) -> Row:
-    """The row of one line of JSON lines. Raises DataError without a place."""
-    value, problem = _loads(content)
-    if problem is not None:
-        raise DataError(_json_problem(content, problem))
-    return _row(value)
 
 
 @dataclass(frozen=True)
@@ -168,18 +198,20 @@ def _records(
     return records, f"{source.container}, {shape.describe()}", tuple(n for n in names if n not in used)
 
 
-def first_bad(bad: Sequence[DataError], path: Path, *, nothing_left: bool) -> DataError:
-    """The error for bad lines: the first one in full, and how many more there are."""
+def first_bad(bad: Sequence[DataError], path: Path, *, nothing_left: bool, count: int | None = None) -> DataError:
+    """The error for `count` bad lines (None: those given): the first one in full, and how many more there are."""
+    count = len(bad) if count is None else count
     first = bad[0]
     if nothing_left:
         return DataError(
-            f"no usable record is left: all {len(bad)} are bad, the first: {first.problem}", path=path, line=first.line
+            f"no usable record is left: all {count} are bad, the first: {first.problem}", path=path, line=first.line
         )
-    more = f" ({len(bad) - 1} more are bad; --skip-bad leaves them out)" if len(bad) > 1 else " (or use --skip-bad)"
+    more = f" ({count - 1} more are bad; --skip-bad leaves them out)" if count > 1 else " (or use --skip-bad)"
     return DataError(first.problem + more, path=path, line=first.line)
 
 
-def _bytes(path: Path) -> bytes:
+def _check_file(path: Path) -> None:
+    """Refuse what is no file."""
     try:
         if path.is_dir():
             raise DataError(f"this is a folder; name a file in it: {listed(_names(path))}", path=path)
@@ -187,11 +219,15 @@ def _bytes(path: Path) -> bytes:
             raise _missing(path)
         if not path.is_file():
             raise DataError("this is not a regular file; save the data to a file first", path=path)
+    except OSError as error:
+        raise unreadable(error, path) from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"the file cannot be read: {error.strerror or error}; check name and permissions", path=path
-        ) from None
+        raise unreadable(error, path) from None
 
 
 def _missing(path: Path) -> DataError:
@@ -207,67 +243,25 @@ def _names(folder: Path) -> list[str]:
     return sorted(child.name for child in folder.iterdir() if child.is_file() and not child.name.startswith("."))
 
 
-def decode(data: bytes, path: Path) -> str:
-    """The text of a UTF-8 file, with plain newlines and without a byte order mark."""
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
-            raise _encoding(f"the file is {encoding} (by its byte order mark)", encoding, path)
-    for magic, (what, way_out) in MAGIC.items():
-        if data.startswith(magic):
-            raise DataError(f"the file is {what}, not text; {way_out}", path=path)
-    if b"\0" in data:
-        # ASCII text in UTF-16 has every second byte zero; which half tells the byte order.
-        even, odd, half = data[0::2].count(0), data[1::2].count(0), len(data) / 2
-        if max(even, odd) > 0.5 * half and min(even, odd) < 0.1 * half:
-            guess = "UTF-16LE" if odd > even else "UTF-16BE"
-            raise _encoding(f"the file looks like {guess} (every second byte is zero)", guess, path)
-        raise _binary(f"NUL byte at position {data.index(0)}", path)
-    data = data.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        found = f"byte 0x{data[error.start]:02X} (byte {column} of the line) is not UTF-8"
-        control = re.search(rb"[\x00-\x08\x0e-\x1f]", data)
-        if control:
-            raise _binary(f"control byte 0x{control[0][0]:02X} at position {control.start()}", path) from None
-        raise _encoding(f"{found}; probably Windows-1252 or Latin-1", "WINDOWS-1252", path, line) from None
-    if not text.strip():
-        what = "only white space" if data else "0 bytes"
-        raise DataError(f"the file is empty ({what}); it must hold at least one record", path=path)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _binary(found: str, path: Path) -> DataError:
-    return DataError(f"the file is binary ({found}), not text; export it as UTF-8 JSON lines or CSV", path=path)
-
-
-def _encoding(found: str, encoding: str, path: Path, line: int | None = None) -> DataError:
-    target = path.with_name(f"{path.stem}.utf8{path.suffix}")
-    command = f"iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(str(target))}"
-    return DataError(f"{found}; data files must be UTF-8. Convert it: {command}", path=path, line=line)
-
-
 def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
     """Find the container by content, with the extension as the tie-breaker."""
     suffix, body = path.suffix.lower(), text.strip()
-    if suffix in conll.EXTENSIONS or (suffix not in (*LINES, ".json", ".csv") and conll.recognised(text)):
+    if suffix in conll.EXTENSIONS or (suffix not in stream.NEVER_CONLL and conll.recognised(text)):
         return _conll(text, path)
-    if body[0] in "[{" or suffix in (*LINES, ".json"):
-        value, problem = _loads(body)
+    if body[0] in "[{" or suffix in (*stream.EXTENSIONS, ".json"):
+        value, problem = loads(body)
         if problem is None and isinstance(value, list):
-            return _elements([value] if _is_pair(value) else value, path)
+            return _elements([value] if is_pair(value) else value, path)
         if problem is None and isinstance(value, dict):
             return _object(value, text, path, columns)
-        if suffix in LINES or _looks_like_lines(body):
+        if suffix in stream.EXTENSIONS or stream.looks_like_lines(body):
             return _json_lines(text, path)
         if suffix not in (*TABLES, *PLAIN):
             if problem is None:
                 raise DataError(f"the file holds {shown(value)}; a list of objects is needed", path=path)
             before = len(text) - len(text.lstrip())
             line = text[:before].count("\n") + (problem.lineno if isinstance(problem, json.JSONDecodeError) else 1)
-            raise DataError(_json_problem(body, problem), path=path, line=line)
+            raise DataError(json_problem(body, problem), path=path, line=line)
     table = _table(text, path, columns) if suffix in TABLES else _unnamed_table(text, path, columns)
     if table is not None:
         return table
@@ -282,65 +276,12 @@ def _parse(text: str, path: Path, columns: Mapping[str, str]) -> _Source:
     )
 
 
-def _looks_like_lines(body: str) -> bool:
-    """Whether this is one object (or pair) a line, perhaps with damaged lines, and not one large object or list."""
-    lines = [line.strip() for line in body.split("\n") if line.strip()]
-    if body[0] != "{":
-        return _is_pair(_loads(lines[0])[0])
-    return isinstance(_loads(lines[0])[0], dict) or sum(x[0] == "{" and x[-1] == "}" for x in lines) * 2 > len(lines)
-
-
-def _loads(text: str) -> tuple[Any, Exception | None]:
-    """The value and no problem, or the problem. ValueError also covers integers of thousands of digits."""
-    try:
-        return json.loads(text), None
-    except (ValueError, RecursionError) as error:
-        return None, error
-
-
-def _json_problem(text: str, problem: Exception) -> str:
-    if isinstance(problem, json.JSONDecodeError):
-        rest = text[problem.pos :].split("\n")[0]
-        found = shown(rest) if rest.strip() else "the end of the line" if problem.pos < len(text) else "the end"
-        reason = problem.msg[0].lower() + problem.msg[1:]
-        return f"not valid JSON at column {problem.colno}: {reason}, found {found}; correct it"
-    if isinstance(problem, RecursionError):
-        return "the JSON is nested too deeply to be read; a row is an object of strings, numbers and short lists"
-    return f"not valid JSON: {str(problem).split(';')[0]}; write such a number as a string"
-
-
-def _row(value: Any) -> Row:
-    """Check one parsed JSON row. Raises DataError without a place."""
-    if _is_pair(value):
-        value = {**value[1], "text": value[0]}
-    if not isinstance(value, dict):
-        raise DataError(f'the row is {shown(value)}; it must be an object such as {{"text": …, "label": …}}')
-    try:
-        surrogate = SURROGATE.search(json.dumps(value, ensure_ascii=False))
-    except RecursionError as error:
-        raise DataError(_json_problem("", error)) from None
-    if surrogate:
-        raise DataError(
-            f"the row contains the lone surrogate \\u{ord(surrogate[0]):04x}, half a character that no text can hold; "
-            "write the whole pair or the character itself"
-        )
-    return value
-
-
-def _is_pair(value: Any) -> bool:
-    """Whether this is a text with its annotations, as spaCy has them: ["Ada", {"entities": [[0, 3, "PER"]]}]."""
-    if not (isinstance(value, list) and len(value) == 2):
-        return False
-    return isinstance(value[0], str) and isinstance(value[1], dict) and "entities" in value[1]
-
-
 def _json_lines(text: str, path: Path) -> _Source:
     rows, bad = [], []
     for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
         try:
-            rows.append((line, json_row(content)))
+            if content.strip():
+                rows.append((line, json_row(content)))
         except DataError as error:
             bad.append(DataError(error.problem, path=path, line=line))
     return _Source("JSON lines", rows, bad)
@@ -354,7 +295,7 @@ def _elements(values: list[Any], path: Path) -> _Source:
     rows, bad = [], []
     for number, value in enumerate(values, 1):
         try:
-            rows.append((number, _row(value)))
+            rows.append((number, as_row(value)))
         except DataError as error:
             bad.append(DataError(f"element {number} of the list: {error.problem}", path=path, line=number))
     return _Source("JSON", rows, bad, place="element {} of the list: ")
@@ -366,7 +307,7 @@ def _squad(articles: list[Any], path: Path) -> _Source:
         try:
             if isinstance(found, DataError):
                 raise found
-            rows.append((number, _row(found)))
+            rows.append((number, as_row(found)))
         except DataError as error:
             bad.append(DataError(place.format(number) + error.problem, path=path, line=number))
     return _Source("SQuAD", rows, bad, place)
@@ -545,7 +486,8 @@ def locate(data: str | Path, validation: str | Path | None = None, test: str | P
 
 def is_document_folder(folder: Path) -> bool:
     """Whether a folder is a corpus: text files in it or below, and beside them no table or JSON that might be meant."""
-    if not folder.is_dir() or any(Path(n).suffix.lower() in (*LINES, *TABLES, ".json") for n in _names(folder)):
+    others = (*stream.EXTENSIONS, *TABLES, ".json")
+    if not folder.is_dir() or any(Path(n).suffix.lower() in others for n in _names(folder)):
         return False
     return next(documents_in(folder), None) is not None
 

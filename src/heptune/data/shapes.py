@@ -77,6 +77,7 @@ OPTIONAL = {
 # The role to name by hand where a row could have several shapes.
 TELLING = {SPANS: "spans", TAGGED: "tags", QUESTION: "answers", CHOICE: "options", PROMPT: "completion"}
 TELLING |= {LETTERS: "question", CAUSES: "question"}
+REMEMBERED = 1000  # sets of column names whose shapes are remembered
 
 # How the formats in use call the four roles (OpenAI chat, ShareGPT, LLaMA-Factory's observation and function_call).
 TURN_ROLES = {
@@ -288,25 +289,53 @@ def agree(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
     Raises DataError when no row is recognised: the columns found, the shapes known, the way out; and when most rows
     could have several shapes.
     """
-    shapes: Counter[tuple[Shape, ...]] = Counter()
-    of_names: dict[tuple[str, ...], tuple[Shape, ...]] = {}  # rows without lists and objects differ by their names only
+    seen = Seen(columns)
     for row in rows:
-        names = tuple(row)
-        if any(isinstance(value, list | dict) for value in row.values()):
-            found = tuple(candidates(row, columns))
-        else:
-            found = of_names.get(names) or of_names.setdefault(names, tuple(candidates(row, columns)))
+        seen.add(row)
+    shape = seen.agreed()
+    return replace(shape, scheme=_scheme(rows, shape)) if shape.name == TAGGED else shape
+
+
+class Seen:
+    """The shapes of a file's rows, counted while they pass."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self.first: Row | None = None
+        self._shapes: Counter[tuple[Shape, ...]] = Counter()
+        # Rows without lists and objects differ by their names only.
+        self._of_names: dict[tuple[str, ...], tuple[Shape, ...]] = {}
+
+    def add(self, row: Row) -> None:
+        """Takes in the next row."""
+        self.first = row if self.first is None else self.first
+        found = self._found(row)
         if found:
-            shapes[found] += 1
+            self._shapes[found] += 1
+
+    def _found(self, row: Row) -> tuple[Shape, ...]:
+        if any(isinstance(value, list | dict) for value in row.values()):
+            return tuple(candidates(row, self.columns))
+        names = tuple(row)
+        if names not in self._of_names:
+            if len(self._of_names) >= REMEMBERED:
+                self._of_names.clear()
+            self._of_names[names] = tuple(candidates(row, self.columns))
+        return self._of_names[names]
+
+    def agreed(self) -> Shape:
+        """The shape that `agree` finds, but for the scheme of tags, which takes all of them. There must be a row."""
+        assert self.first is not None
+        return _prevailing(self._shapes, self.first, self.columns)
+
+
+def _prevailing(shapes: Counter[tuple[Shape, ...]], first: Row, columns: Mapping[str, str]) -> Shape:
     if not shapes:
-        raise _unrecognised(rows[0], columns)
+        raise _unrecognised(first, columns)
     best = shapes.most_common(1)[0][0]
     if len(best) > 1:
         raise _ambiguous(best)
-    shape = _most_telling(best[0], {found[0]: count for found, count in shapes.items() if len(found) == 1})
-    if shape.name == TAGGED:
-        return replace(shape, scheme=_scheme(rows, shape))
-    return shape
+    return _most_telling(best[0], {found[0]: count for found, count in shapes.items() if len(found) == 1})
 
 
 def _most_telling(best: Shape, counts: Mapping[Shape, int]) -> Shape:

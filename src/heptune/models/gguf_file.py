@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from heptune.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # These kinds split every digit off before anything else: llama.cpp, src/llama-vocab.cpp, "\\p{N}" as the first
 # expression. transformers 5.23 reads them without that step, and "\n\n1" then becomes other tokens than the base
@@ -23,6 +27,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     Raises whatever transformers raises for an architecture or a quantization that it cannot read.
     """
     from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM
 
     place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
     # The dequantization's progress bar obeys no switch of transformers.

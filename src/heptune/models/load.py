@@ -13,20 +13,12 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from heptune.core.errors import BaseModelError
 from heptune.core.events import Listener, Note, ignore
@@ -35,6 +27,10 @@ from heptune.models.anatomy import ENCODERS
 from heptune.models.embedded import DEFAULT, EMBEDDED, fetch, offline_switch, source_of
 from heptune.models.gguf_file import read_gguf
 from heptune.models.quiet import quiet
+
+# What loads models is imported where one is loaded: it takes 40 MiB that a tokenizer alone does not need.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -227,6 +223,8 @@ def _load_folder(
     mark = fingerprint(folder)
     tokenizer = _tokenizer(folder, where)
     both_ways = _is_encoder(folder)
+    from transformers import AutoModel, AutoModelForCausalLM
+
     try:
         with quiet():
             model, info = (AutoModel if both_ways else AutoModelForCausalLM).from_pretrained(
@@ -303,6 +301,8 @@ def _check_config(folder: Path, where: str) -> None:
 def _check_causal(kind: str, architectures: list[str], where: str) -> None:
     """`kind` alone does not tell: transformers has a causal variant of BERT, too, whose head no BERT file holds. An
     encoder is let through: it can be tuned with a linear head."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     ours = {causal} if isinstance(causal, str) else set(causal or ())
     plain = [x for x in architectures if x.endswith(("ForCausalLM", "LMHeadModel"))]
