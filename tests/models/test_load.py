@@ -195,8 +195,9 @@ def test_the_fingerprint_tells_bases_apart(base_folder):
 
 
 def test_a_missing_folder(tmp_path):
-    assert f"there is no folder or file {tmp_path}/nothing; a base is an embedded one (minilm, smollm2-135m)" in refusal(
-        tmp_path / "nothing"
+    assert (
+        f"there is no folder or file {tmp_path}/nothing; a base is an embedded one (minilm, smollm2-135m)"
+        in refusal(tmp_path / "nothing")
     )
 
 

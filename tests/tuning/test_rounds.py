@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import heptune
-from heptune import techniques
+from heptune import tasks, techniques
 from heptune.core.errors import HeptuneError, RunError, TechniqueError, UsageError
 from heptune.core.events import Event, Note, StepDone
 from heptune.data.parts import DataOptions
@@ -629,7 +629,8 @@ def test_replayed_examples_are_learned_as_their_own_round_posed_them(
     kept = whole.manifest["round"]["replay"]
     problem, template = problems.again(whole.manifest), ChatTemplate(tiny_tokenizer())
     assert kept["share"] == 0.5 and len(kept["rounds"][0]["records"]) == round(0.5 * len(problem.parts.train))
-    material = replay.Replayed(whole, problem, template, 256, lambda event: None)
+    own = tasks.encode(problem.task, problem.parts.train, template, 256, lambda event: None)
+    material = replay.Replayed(whole, problem, own, template, 256, lambda event: None)
     new = len(problem.parts.train)
     assert len(material.examples) == new + len(kept["rounds"][0]["records"])
     text = template.tokenizer.decode(material.examples[new].tokens)
