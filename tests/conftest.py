@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -13,6 +14,12 @@ import torch
 import transformers
 
 transformers.logging.set_verbosity_error()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What the imports left stays: races collect garbage between candidates, and would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

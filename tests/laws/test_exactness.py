@@ -60,7 +60,7 @@ def _assert_gradient(parameters: dict[str, torch.nn.Parameter], want: dict[str, 
 @pytest.mark.parametrize("way", ["reversed", "unshared", "portions", "recomputed", "padded"])
 def test_law_8_the_way_of_computing_changes_nothing(case: Case, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "padded":
-        monkeypatch.setattr(engine, "install", lambda model: None)
+        monkeypatch.setattr(engine, "install", lambda model, layers: None)
     notes: list[Event] = []
     anatomy, attached = case.trained()
     forward = Forward(anatomy, recompute=way == "recomputed", listener=notes.append)
