@@ -101,6 +101,15 @@ def test_labelled_lines_and_tables_are_no_corpus(tmp_path: Path) -> None:
     assert opened(table).kind == "labelled text"
 
 
+def test_labels_behind_the_first_of_a_file_make_it_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heptune.data.readers.HEAD", 20)
+    path = tmp_path / "reviews.jsonl"
+    labelled = "".join(json.dumps({"text": f"good {n}", "label": "ab"[n % 2]}) + "\n" for n in range(40))
+    path.write_text('{"text": "good"}\n' + labelled, "utf-8")
+    found = opened(path, skip_bad=True)
+    assert found.kind == "labelled text" and len(found.records) == 40 and len(found.skipped) == 1
+
+
 def test_a_folder_of_text_files(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / ".hidden").mkdir()

@@ -37,6 +37,15 @@ def test_a_folder_brings_its_own_parts(tmp_path: Path) -> None:
     assert parts.held_out()[0].startswith("the validation part")
 
 
+@pytest.mark.parametrize("ending", [".txt", ".md"])
+def test_parts_that_are_plain_text_stay_apart(tmp_path: Path, ending: str) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}{ending}").write_text(f"What stands in {name}. " * 200, "utf-8")
+    parts = read_files(tmp_path, DataOptions(), ignore).cut(DataOptions(), seed=0)
+    assert all("train" in (record.text or "") and "test" not in (record.text or "") for record in parts.train)
+    assert parts.path("test") == str(tmp_path / f"test{ending}")
+
+
 def test_the_same_parts_come_out_of_the_manifest(tmp_path: Path) -> None:
     path = write(tmp_path / "all.jsonl", range(40), bad="{broken")
     options = DataOptions(skip_bad=True, limit=20)

@@ -165,6 +165,14 @@ def test_tools_are_read_in_every_spelling(tmp_path: Path, tools: object) -> None
     assert dataset.ignored == ()
 
 
+def test_half_a_character_in_tools_given_as_text_is_refused(tmp_path: Path) -> None:
+    spelled = json.dumps([{**WEATHER, "description": "\ud83d"}])
+    path = write(tmp_path, "a.jsonl", jsonl({"messages": CHAT, "tools": spelled}))
+    with pytest.raises(DataError, match="lone surrogate") as caught:
+        read(path)
+    assert "a.jsonl:1" in str(caught.value)
+
+
 @pytest.mark.parametrize("nothing", [None, "", [], "[]"])
 def test_no_tools(tmp_path: Path, nothing: object) -> None:
     row = {"prompt": "Hi", "completion": "Hello", "tools": nothing}

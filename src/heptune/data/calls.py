@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from heptune.core.errors import DataError
+from heptune.data.json_rows import loads, require_whole_characters
 
 
 def tools_of(value: Any, column: str) -> str:
@@ -73,7 +74,8 @@ def _parsed(value: Any) -> Any:
     """The value that a JSON text stands for; any other value as it is."""
     if not isinstance(value, str):
         return value
-    try:
-        return json.loads(value)
-    except ValueError:
+    found, problem = loads(value)
+    if problem is not None:
         return value
+    require_whole_characters(found)
+    return found

@@ -30,7 +30,7 @@ from heptune.data.encoding import decode, plain_newlines
 from heptune.data.json_rows import json_row
 from heptune.data.readers import Dataset, documents_in, first_bad, glance, read, scan
 from heptune.data.record import OnDisk, Record
-from heptune.data.shapes import PLAIN, Shape, convert, used_columns
+from heptune.data.shapes import PLAIN, Seen, Shape, convert, used_columns
 
 # A stretch of a text: so many bytes, or this part of the corpus where it is small, but never less than the last.
 STRETCH, STRETCHES, SHORTEST = 16 * 1024, 50, 512
@@ -137,7 +137,7 @@ def opened(
         return (read if into_memory else scan)(path, columns=columns, skip_bad=skip_bad, listener=listener)
     name, shape = found
     files = tuple(sorted(documents_in(path))) if path.is_dir() else (path,)
-    index = _Index(files, sum(file.stat().st_size for file in files), listener)
+    index = _Index(files, sum(file.stat().st_size for file in files), listener, columns)
     digest = hashlib.sha256()
     for file in files:
         if path.is_dir():
@@ -145,13 +145,15 @@ def opened(
         if shape is None:
             index.add_text(file, digest)
         else:
-            index.add_lines(file, shape, columns, digest)
+            index.add_lines(file, shape, digest)
+    if shape is not None and not index.agrees(shape):  # the first of the file misled: most of it is something else
+        return (read if into_memory else scan)(path, columns=columns, skip_bad=skip_bad, listener=listener)
     if index.bad and not (skip_bad and len(index)):
         raise first_bad(index.bad, path, nothing_left=skip_bad)
     if not len(index):
         raise DataError("there is no text in it; it must hold at least one document", path=path)
     documents = Documents(_Place(files, shape, columns), index.table())
-    ignored = () if shape is None else index.unread(shape, columns)
+    ignored = () if shape is None else index.unread(shape)
     return Dataset(path, name, documents, tuple(index.bad), digest.hexdigest(), ignored)
 
 
@@ -183,12 +185,14 @@ class _Index:
     files: Sequence[Path]
     total: int
     listener: Listener
+    columns: Mapping[str, str]
     bad: list[DataError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._columns = {name: array(_CODES[_INDEX[name].str[1:]]) for name in _INDEX.names or ()}
         self._numbers = {file: number for number, file in enumerate(self.files)}
         self._names: dict[str, None] = {}
+        self._seen = Seen(self.columns)
         self._documents, self._done, self._told = 0, 0, 0
         self._stretch = max(SHORTEST, min(STRETCH, self.total // STRETCHES))
 
@@ -202,9 +206,16 @@ class _Index:
             table[name] = np.frombuffer(values, dtype=values.typecode) if len(values) else 0
         return table
 
-    def unread(self, shape: Shape, columns: Mapping[str, str]) -> tuple[str, ...]:
+    def agrees(self, shape: Shape) -> bool:
+        """Whether the rows of all lines come to this shape."""
+        try:
+            return self._seen.first is None or self._seen.agreed() == shape
+        except DataError:
+            return False
+
+    def unread(self, shape: Shape) -> tuple[str, ...]:
         """The columns that nothing is read from."""
-        used = used_columns(shape, self._names, columns)
+        used = used_columns(shape, self._names, self.columns)
         return tuple(name for name in self._names if name not in used)
 
     def add_text(self, path: Path, digest: Any) -> None:
@@ -229,7 +240,7 @@ class _Index:
             self._add(path, start, size, line, number < len(stretches), key)
         self._documents += bool(stretches)
 
-    def add_lines(self, path: Path, shape: Shape, columns: Mapping[str, str], digest: Any) -> None:
+    def add_lines(self, path: Path, shape: Shape, digest: Any) -> None:
         """Every line as a document."""
         start = 0
         with _readable(path).open("rb") as file:
@@ -239,7 +250,8 @@ class _Index:
                 if data.strip():
                     try:
                         row = json_row(_decoded_line(data))
-                        text = convert(row, shape, columns, number).text or ""
+                        self._seen.add(row)
+                        text = convert(row, shape, self.columns, number).text or ""
                         self._names.update(dict.fromkeys(row))
                         self._add(path, start, len(data), number, False, _key(text))
                         self._documents += 1

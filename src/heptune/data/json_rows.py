@@ -47,8 +47,13 @@ def as_row(value: Any, *, surrogates: bool = True) -> Row:
         value = {**value[1], "text": value[0]}
     if not isinstance(value, dict):
         raise DataError(f'the row is {shown(value)}; it must be an object such as {{"text": …, "label": …}}')
-    if not surrogates:
-        return value
+    if surrogates:
+        require_whole_characters(value)
+    return value
+
+
+def require_whole_characters(value: Any) -> None:
+    """Refuses a parsed JSON value with half a character in it. Raises DataError without a place."""
     try:
         surrogate = SURROGATE.search(json.dumps(value, ensure_ascii=False))
     except RecursionError as error:
@@ -58,7 +63,6 @@ def as_row(value: Any, *, surrogates: bool = True) -> Row:
             f"the row contains the lone surrogate \\u{ord(surrogate[0]):04x}, half a character that no text can hold; "
             "write the whole pair or the character itself"
         )
-    return value
 
 
 def is_pair(value: Any) -> bool:

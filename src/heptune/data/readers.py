@@ -34,8 +34,8 @@ from heptune.data.shapes import Shape, agree, candidates, check_columns, convert
 from heptune.data.tags import TagError
 from heptune.data.values import Row, listed, shown
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".txt", *conll.EXTENSIONS)
 TABLES, PLAIN = (".csv", ".tsv"), (".txt", ".md")
+EXTENSIONS = (".jsonl", ".json", *TABLES, *PLAIN, ".ndjson", *conll.EXTENSIONS)
 HEAD = 1 << 20  # bytes from which a file's shape is told where it is not read whole
 BAD_LINES_KEPT = 10_000  # of a file that is not held in memory
 

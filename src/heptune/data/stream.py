@@ -29,7 +29,7 @@ from heptune.core.events import Listener, Progress, ignore
 from heptune.data import conll
 from heptune.data.encoding import blocks, damage, is_foreign, plain_newlines, unreadable
 from heptune.data.json_rows import is_pair, json_row, loads
-from heptune.data.record import Record
+from heptune.data.record import OnDisk, Record
 from heptune.data.shapes import TAGGED, Seen, Shape, check_columns, convert, used_columns
 from heptune.data.values import Row
 
@@ -159,7 +159,7 @@ def looks_like_lines(body: str) -> bool:
 # ---- records
 
 
-class Records(Sequence[Record]):
+class Records(OnDisk):
     """The records of a JSON lines file, read anew whenever they are iterated over; bad lines are left out.
 
     Raises DataError at the end of an iteration when the file is no longer what it was when it was surveyed.
