@@ -20,8 +20,8 @@ from heptune.models.anatomy import dissect
 from heptune.reporting.words import evaluation_words
 from heptune.runs.run import Run
 from heptune.scoring import baselines
-from heptune.scoring.exams import exam_of
-from heptune.scoring.exams.extract import ExtractAnswers, ExtractExam
+from heptune.scoring.exams import check, exam_of
+from heptune.scoring.exams.extract import ExtractAnswers, ExtractExam, extracted
 from heptune.scoring.score import Scorer
 from heptune.tasks.classify import Classify
 from heptune.tasks.extract import Entity, Extract
@@ -69,7 +69,19 @@ def test_answers_are_entities_of_the_texts(scorer: Scorer) -> None:
         text = record.text or ""
         assert all(span.type in TASK.types and text[span.start : span.end].strip() for span in spans)
         assert all(before.end <= after.start for before, after in itertools.pairwise(spans))
-    assert seen[-1] == Progress("scoring", 3, 3, "texts")
+    assert seen[-1] == Progress("scoring", 3, 3, "replies")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_many_answers_at_once_are_those_one_by_one(family: str) -> None:
+    template = ChatTemplate(tiny_tokenizer())
+    scorer = Scorer(Forward(dissect(tiny_model(family, initializer_range=0.2).double())), template, 256, budget=500)
+    texts = ["Ada met Mary.", "London is long.", "", "Where?", "Ada met Mary.", "Rome, Paris; Oslo and Bonn are towns."]
+    records = [Record(i, text=text, spans=()) for i, text in enumerate(texts, 1)]
+    found = ExtractExam(TASK).answers(scorer, records, "scoring", ignore).spans
+    anatomy = scorer.forward.anatomy
+    assert found == tuple(tuple(extracted(TASK, anatomy, template, 256, text)) for text in texts)
+    assert len(set(found)) > 2 and found[0] == found[4]
 
 
 def test_a_text_that_is_too_long_is_read_up_to_the_limit(scorer: Scorer) -> None:
@@ -132,7 +144,7 @@ def test_records_that_cannot_be_judged() -> None:
     with pytest.raises(DataError, match=r"x\.jsonl: none of .* known to the training: PERS; did you mean PER"):
         exam.check([Record(4, text="Ada", spans=(Span(0, 3, "PERS"),))], "x.jsonl")
     with pytest.raises(DataError, match=r"x\.jsonl:7: this example is labelled text"):
-        exam.check([Record(7, text="Ada", label="a")], "x.jsonl")
+        check(TASK, [Record(7, text="Ada", label="a")], "x.jsonl")
 
 
 def test_a_tuned_model_extracts(scorer: Scorer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
 from heptune.scoring import generate
 from heptune.scoring.generate import Sampling, replies, reply
+from heptune.scoring.grammar import Guide, Vocabulary
 from heptune.tasks.template import ChatTemplate
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -88,6 +91,40 @@ def test_a_reply_stops_where_the_turn_or_the_positions_end() -> None:
     assert replies(forward, ends, CONVERSATIONS, TOKENS, "answering") == one_by_one(forward, ends) != said
     with pytest.raises(BaseModelError, match="none is left for a reply"):
         replies(forward, TEMPLATE, [[Message("user", PASSAGE * 20)]], TOKENS, "answering")
+
+
+@dataclass(frozen=True)
+class _Letters:
+    """So many letters a and b."""
+
+    count: int
+    start = 0
+
+    def following(self, state: int) -> Iterable[int]:
+        return b"ab" if state < self.count else b""
+
+    def step(self, state: int, byte: int) -> int:
+        return state + 1
+
+    def cost(self, state: int) -> float:
+        return self.count - state
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guided_replies_are_those_one_by_one(family: str) -> None:
+    forward = Forward(dissect(tiny_model(family, initializer_range=0.2).double()))
+    vocabulary = Vocabulary.of(TEMPLATE.tokenizer)
+
+    def guide(number: int) -> Guide:
+        return Guide(_Letters(number % 4 * 4), vocabulary)
+
+    said = replies(forward, TEMPLATE, CONVERSATIONS, TOKENS, "answering", guide=guide)
+    sampling = Sampling(max_tokens=TOKENS)
+    for number, conversation in enumerate(CONVERSATIONS):
+        assert said[number] == reply(forward.anatomy, TEMPLATE, conversation, sampling, guide=guide(number))
+        assert len(said[number]) == number % 4 * 4 and set(said[number]) <= set("ab")
+    with pytest.raises(BaseModelError, match="12 tokens are left for the reply, but the shortest valid one has 16"):
+        replies(forward, TEMPLATE, CONVERSATIONS, TOKENS, "answering", guide=lambda _: Guide(_Letters(16), vocabulary))
 
 
 def test_an_architecture_that_cannot_attend_over_a_forest(monkeypatch: pytest.MonkeyPatch) -> None:

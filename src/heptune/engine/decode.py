@@ -7,7 +7,7 @@ alone, whatever stands beside it: only the order in which floating-point sums ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from transformers import DynamicCache
@@ -17,6 +17,9 @@ from heptune.engine.forward import Forward
 from heptune.models.attention import Extension, Visibility
 from heptune.tasks.example import Example
 
+# What may come next: the number of a prompt and what was said to it so far -> token ids; none where it is complete.
+Allowed = Callable[[int, Sequence[int]], np.ndarray]
+
 
 def as_example(prompt: Sequence[int], number: int) -> Example:
     """A prompt with one target behind it, so that it can be planted; what the target is does not matter."""
@@ -24,11 +27,16 @@ def as_example(prompt: Sequence[int], number: int) -> Example:
 
 
 def continued(
-    forward: Forward, prompts: Sequence[Sequence[int]], stops: Collection[int], limits: Sequence[int]
+    forward: Forward,
+    prompts: Sequence[Sequence[int]],
+    stops: Collection[int],
+    limits: Sequence[int],
+    allowed: Allowed | None = None,
 ) -> list[list[int]]:
     """For each prompt the tokens that are likeliest, one after the other, up to one of `stops` (left out) or its limit.
 
-    Virtual tokens that stand before the answer are among the prompts' ids; those in front of everything are not.
+    With `allowed` they are chosen among those that it allows. Virtual tokens that stand before the answer are among the
+    prompts' ids; those in front of everything are not.
     """
     forest = plant([as_example(prompt, i) for i, prompt in enumerate(prompts)])
     last = np.empty(len(prompts), np.int64)  # the row of each prompt's last token
@@ -37,18 +45,29 @@ def continued(
     seen = (rows <= last[:, None]) & (last[:, None] < forest.end[None])  # [prompts, rows so far]
     place = forest.position  # of all rows so far
     cache = DynamicCache()
-    visibility = Visibility(forest.end, forest.position, forward.device)
-    found = forward.likeliest(forest.token, forest.position, visibility, cache, last)
     said: list[list[int]] = [[] for _ in prompts]
-    alive = np.array([i for i, limit in enumerate(limits) if limit > 0], np.int64)
+
+    def may(numbers: Iterable[int]) -> list[np.ndarray] | None:
+        return None if allowed is None else [allowed(i, said[i]) for i in numbers]
+
+    def goes_on(numbers: Iterable[int], choices: list[np.ndarray] | None) -> np.ndarray:
+        room = np.array([len(said[i]) < limits[i] for i in numbers], bool)
+        return room if choices is None else room & np.array([len(ids) > 0 for ids in choices], bool)
+
+    every = range(len(prompts))
+    visibility = Visibility(forest.end, forest.position, forward.device)
+    choices = may(every)
+    found = forward.likeliest(forest.token, forest.position, visibility, cache, last, choices)
+    alive = np.flatnonzero(goes_on(every, choices))
     found = found[alive]
     while len(alive):
         ends = np.isin(found, list(stops))
         alive, found = alive[~ends], found[~ends]
         for i, token in zip(alive, found, strict=True):
             said[i].append(int(token))
-        short = np.array([len(said[i]) < limits[i] for i in alive], bool)
-        alive, found = alive[short], found[short]
+        choices = may(alive)
+        on = goes_on(alive, choices)
+        alive, found = alive[on], found[on]
         if not len(alive):
             break
         own = np.zeros((len(prompts), len(alive)), bool)
@@ -57,5 +76,7 @@ def continued(
         position = np.array([len(prompts[i]) + len(said[i]) - 1 for i in alive], np.int64)
         place = np.concatenate([place, position])
         visibility = Extension(seen[alive], position, place, forward.device)
-        found = forward.likeliest(found, position, visibility, cache, np.arange(len(alive)))
+        if choices is not None:
+            choices = [ids for ids, goes in zip(choices, on, strict=True) if goes]
+        found = forward.likeliest(found, position, visibility, cache, np.arange(len(alive)), choices)
     return said

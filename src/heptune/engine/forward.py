@@ -174,10 +174,17 @@ class Forward:
 
     @torch.no_grad()
     def likeliest(
-        self, token: np.ndarray, position: np.ndarray, visibility: Visibility, cache: Cache, rows: np.ndarray
+        self,
+        token: np.ndarray,
+        position: np.ndarray,
+        visibility: Visibility,
+        cache: Cache,
+        rows: np.ndarray,
+        allowed: Sequence[np.ndarray] | None = None,
     ) -> np.ndarray:
         """Computes rows behind those that `cache` holds, adds them to it, and gives the token that is likeliest after
-        each of the `rows` among them. For architectures that attend over forests."""
+        each of the `rows` among them; of those that are `allowed` there, if given. For architectures that attend over
+        forests."""
         assert self._state is not None
         ids, place = (torch.from_numpy(a).to(self.device)[None] for a in (token, position))
         with self._state.over(visibility):
@@ -190,6 +197,11 @@ class Forward:
             )
         logits = self._head()(output.last_hidden_state[0, torch.from_numpy(rows).to(self.device)])
         logits = logits if self._transform is None else self._transform(logits)
+        if allowed is not None:
+            kept = torch.full_like(logits, -torch.inf)
+            for row, tokens in enumerate(allowed):
+                kept[row, tokens] = logits[row, tokens]
+            logits = kept
         return logits.argmax(-1).cpu().numpy()
 
     def _placed(self, examples: Sequence[Example]) -> list[Example]:

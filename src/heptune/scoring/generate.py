@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
@@ -15,7 +16,7 @@ from heptune.core.errors import BaseModelError, UsageError
 from heptune.core.events import Listener, Progress, ignore
 from heptune.core.seeds import derive
 from heptune.data.record import Message
-from heptune.engine.decode import as_example, continued
+from heptune.engine.decode import Allowed, as_example, continued
 from heptune.engine.forest import portions
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import Anatomy, Placement
@@ -94,7 +95,9 @@ def _generated(
     streamer = _Pieces(template, on_text) if on_text is not None else None
     limit = min(sampling.max_tokens, _room(anatomy, prompt))
     if guide is not None:
-        choice["logits_processor"] = LogitsProcessorList([_Guided(guide, len(prompt), limit, template.stop_tokens)])
+        choice["logits_processor"] = LogitsProcessorList(
+            [_Guided(_Walk(guide, limit), len(prompt), template.stop_tokens)]
+        )
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive(sampling.seed, "reply", *prompt))
         output = model.generate(
@@ -108,7 +111,7 @@ def _generated(
             **choice,
         )
     said = output[0, len(prompt) :].tolist()
-    return _text(template, said) if guide is None else guide.vocabulary.text(said)
+    return _said(template, said, guide)
 
 
 def replies(
@@ -118,8 +121,10 @@ def replies(
     max_tokens: int,
     what: str,
     listener: Listener = ignore,
+    guide: Callable[[int], Guide] | None = None,
 ) -> list[str]:
-    """What `reply` says to each conversation at temperature 0, many at a time (see `engine/decode.py`).
+    """What `reply` says to each conversation at temperature 0, many at a time (see `engine/decode.py`). `guide` makes
+    the guide of the conversation with that number.
 
     Where an architecture cannot attend over a forest it is one after the other. Raises `BaseModelError` as `reply`.
     """
@@ -127,7 +132,9 @@ def replies(
     said = [""] * total
     if not forward.attends_over_forests:
         for i, messages in enumerate(conversations):
-            said[i] = reply(anatomy, template, messages, Sampling(max_tokens=max_tokens))
+            said[i] = reply(
+                anatomy, template, messages, Sampling(max_tokens=max_tokens), guide=guide(i) if guide else None
+            )
             listener(Progress(what, i + 1, total, "replies"))
         return said
     prompts = [
@@ -137,9 +144,10 @@ def replies(
     for portion in portions(prompts, ROWS_AT_ONCE):
         tokens = [list(example.tokens[:-1]) for example in portion]
         limits = [min(max_tokens, _room(anatomy, prompt)) for prompt in tokens]
-        found = continued(forward, tokens, template.stop_tokens, limits)
-        for example, new in zip(portion, found, strict=True):
-            said[example.record] = _text(template, new)
+        guides = [guide(example.record) if guide else None for example in portion]
+        found = continued(forward, tokens, template.stop_tokens, limits, _allowing(guides, limits))
+        for example, new, each in zip(portion, found, guides, strict=True):
+            said[example.record] = _said(template, new, each)
         done += len(portion)
         listener(Progress(what, done, total, "replies"))
     return said
@@ -182,32 +190,51 @@ def _room(anatomy: Anatomy, prompt: list[int]) -> int:
     return limit - words - taken
 
 
-class _Guided(LogitsProcessor):
-    """Leaves the allowed tokens their scores and takes those of all others away; a closed reply can only end."""
+class _Walk:
+    """A guide's way along a reply of at most `limit` tokens as it grows."""
 
-    def __init__(self, guide: Guide, start: int, limit: int, stop_tokens: Sequence[int]) -> None:
+    def __init__(self, guide: Guide, limit: int) -> None:
         needed = guide.grammar.cost(guide.grammar.start)
         if needed > limit:
             raise BaseModelError(
                 f"{limit} tokens are left for the reply, but the shortest valid one has {needed:.0f}; allow a longer "
                 "reply or give a shorter text"
             )
-        self.guide, self.start, self.limit, self.stop_tokens = guide, start, limit, list(stop_tokens)
+        self.guide, self.limit = guide, limit
         self.state, self.read = guide.grammar.start, 0
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """The scores of the next token, [1, vocabulary]."""
-        said = input_ids[0, self.start :].tolist()
+    def allowed(self, said: Sequence[int]) -> np.ndarray:
+        """The tokens that may come next; none where the reply is complete."""
         for token in said[self.read :]:
             self.state = self.guide.after(self.state, token)
         self.read = len(said)
         if self.guide.closed(self.state):
-            allowed = torch.tensor(self.stop_tokens, device=scores.device)
-        else:
-            allowed = torch.from_numpy(self.guide.allowed(self.state, self.limit - self.read)).to(scores.device)
+            return np.empty(0, np.int64)
+        return self.guide.allowed(self.state, self.limit - self.read)
+
+
+class _Guided(LogitsProcessor):
+    """Leaves the allowed tokens their scores and takes those of all others away; a closed reply can only end."""
+
+    def __init__(self, walk: _Walk, start: int, stop_tokens: Sequence[int]) -> None:
+        self.walk, self.start, self.stop_tokens = walk, start, list(stop_tokens)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores of the next token, [1, vocabulary]."""
+        found = self.walk.allowed(input_ids[0, self.start :].tolist())
+        allowed = torch.tensor(found if len(found) else self.stop_tokens, device=scores.device)
         kept = torch.full_like(scores, -torch.inf)
         kept[:, allowed] = scores[:, allowed]
         return kept  # type: ignore[return-value]
+
+
+def _allowing(guides: Sequence[Guide | None], limits: Sequence[int]) -> Allowed | None:
+    walks = [_Walk(guide, limit) for guide, limit in zip(guides, limits, strict=True) if guide is not None]
+    return (lambda number, said: walks[number].allowed(said)) if walks else None
+
+
+def _said(template: ChatTemplate, tokens: list[int], guide: Guide | None) -> str:
+    return _text(template, tokens) if guide is None else guide.vocabulary.text(tokens)
 
 
 def _text(template: ChatTemplate, tokens: list[int]) -> str:

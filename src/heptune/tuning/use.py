@@ -39,6 +39,14 @@ from heptune.tuning import base as bases
 from heptune.tuning import rounds
 from heptune.tuning.training import SCORING_ROWS
 
+# How a run that learned a task is asked.
+_METHODS = {
+    **{name: name for name in ("classify", "extract", "answer", "choose", "complete")},
+    "chat": "reply",
+    "label": "classify",
+    "tag": "extract",
+}
+
 
 @dataclass(frozen=True)
 class Bare:
@@ -108,8 +116,8 @@ class Tuned:
         if isinstance(self.task, Tag):
             return entities(text, tagged(self.task, self.scorer, text))
         if not isinstance(self.task, Extract):
-            raise RunError(f"{self.run.folder} learned {self.task.name}, not extract")
-        spans, _ = extracted(self.task, self.anatomy, self.template, self.scorer.max_length, text)
+            raise self._learned_another("extract")
+        spans = extracted(self.task, self.anatomy, self.template, self.scorer.max_length, text)
         return entities(text, spans)
 
     def answer(self, question: str, passage: str = "") -> str:
@@ -132,7 +140,7 @@ class Tuned:
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
     def _learned_another(self, wanted: str) -> RunError:
-        method = self.task.name if self.task.name in ("classify", "answer", "choose") else "reply"
+        method = _METHODS[self.task.name]
         return RunError(f"{self.run.folder} learned {self.task.name}, not {wanted}; ask it with {method}()")
 
     def complete(

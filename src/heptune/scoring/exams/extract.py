@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heptune.core.errors import DataError
-from heptune.core.events import Listener, Progress
+from heptune.core.events import Listener
 from heptune.core.registry import nearest
 from heptune.data.record import Record, Span
 from heptune.engine.loop import Validation
@@ -19,7 +19,7 @@ from heptune.models.anatomy import Anatomy
 from heptune.scoring import baselines, entities
 from heptune.scoring.evaluation import Comparison, Evaluation, Row, Shown, TypeRow
 from heptune.scoring.exams.chat import of_losses
-from heptune.scoring.generate import Sampling, reply
+from heptune.scoring.generate import Sampling, replies, reply
 from heptune.scoring.grammar import EntityList, Guide, Vocabulary
 from heptune.scoring.score import Scorer
 from heptune.tasks.extract import Extract, flat, read
@@ -46,9 +46,9 @@ class ExtractExam:
     task: Extract
 
     def check(self, records: Sequence[Record], path: Any) -> None:
-        """Raises DataError for records of another kind, and where none of the types is known. Where some are, entities
-        of the others count as missed."""
-        check_entities(self.task.name, self.task.types, records, path)
+        """Raises DataError where none of the types is known. Where some are, entities of the others count as
+        missed."""
+        check_entities(self.task.types, records, path)
 
     def validation(self, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
         """The loss per supervised token of the true answers: generating some takes too long to do it often."""
@@ -62,14 +62,21 @@ class ExtractExam:
 
     def answers(self, scorer: Scorer, records: Sequence[Record], what: str, listener: Listener) -> ExtractAnswers:
         """The entities that the model as it is now finds."""
-        found, cut = [], 0
-        for done, record in enumerate(records, 1):
-            text = record.text or ""
-            spans, left = extracted(self.task, scorer.forward.anatomy, scorer.template, scorer.max_length, text)
-            found.append(tuple(spans))
-            cut += len(left) < len(text)
-            listener(Progress(what, done, len(records), "texts"))
-        return ExtractAnswers(tuple(found), cut)
+        texts = [record.text or "" for record in records]
+        template, room = scorer.template, _room(scorer.forward.anatomy, scorer.max_length)
+        left = [self.task.shortened(text, template, room) for text in texts]
+        said = replies(
+            scorer.forward,
+            template,
+            [self.task.messages(text) for text in left],
+            ANSWER_TOKENS,
+            what,
+            listener,
+            guide=lambda i: _guide(self.task, left[i], template),
+        )
+        cut = sum(len(part) < len(text) for part, text in zip(left, texts, strict=True))
+        spans = tuple(tuple(read(part, answer)) for part, answer in zip(left, said, strict=True))
+        return ExtractAnswers(spans, cut)
 
     def evaluation(
         self,
@@ -93,17 +100,9 @@ class ExtractExam:
         return of_losses(self.task, scorer, records, what, listener)
 
 
-def check_entities(task: str, types: Sequence[str], records: Sequence[Record], path: Any) -> None:
-    """Raises DataError for records without entities to compare with, and where none of their types is known. Where some
-    are, entities of the others count as missed."""
-    for record in records:
-        if record.spans is None:
-            raise DataError(
-                f"this example is {record.kind}, but {task} is judged on texts with entities; "
-                "name the column that holds them",
-                path=path,
-                line=record.line,
-            )
+def check_entities(types: Sequence[str], records: Sequence[Record], path: Any) -> None:
+    """Raises DataError where none of the records' types is known. Where some are, entities of the others count as
+    missed."""
     found = sorted({span.type for record in records for span in record.spans or ()})
     if found and not set(found) & set(types):
         close = nearest(found[0], types)
@@ -122,6 +121,7 @@ def entity_evaluation(
     said: Mapping[str, Sequence[Sequence[Span]]],
     cut: int,
     seed: int,
+    against: str = "the untouched base",
 ) -> Evaluation:
     """The evaluation from what each contender found in each text; the first is the tuned model, the second the base."""
     texts = [record.text or "" for record in records]
@@ -138,22 +138,23 @@ def entity_evaluation(
         TypeRow(kind, int(own.true[:, n].sum()), entities.of_type(own, kind, seed)) for n, kind in enumerate(own.types)
     )
     shown = _changed(texts, truth, base, tuned)
-    comparison = Comparison("F1", difference, None)
+    comparison = Comparison("F1", difference, None, against)
     return Evaluation(task, part, len(records), rows, comparison, shown, cut=cut, per_type=per_type)
 
 
-def extracted(
-    task: Extract, anatomy: Anatomy, template: ChatTemplate, max_length: int, text: str
-) -> tuple[list[Span], str]:
-    """The entities that the model finds in a text, and how much of it was read: what is too long loses its end.
+def extracted(task: Extract, anatomy: Anatomy, template: ChatTemplate, max_length: int, text: str) -> list[Span]:
+    """The entities that the model finds in a text. What is too long loses its end.
 
     The likeliest allowed token is taken each time. Raises BaseModelError for a base that cannot be guided.
     """
     left = task.shortened(text, template, _room(anatomy, max_length))
+    sampling, guide = Sampling(max_tokens=ANSWER_TOKENS), _guide(task, left, template)
+    return read(left, reply(anatomy, template, task.messages(left), sampling, guide=guide))
+
+
+def _guide(task: Extract, text: str, template: ChatTemplate) -> Guide:
     vocabulary = Vocabulary.of(template.tokenizer)
-    guide = Guide(EntityList(task.types, left, vocabulary), vocabulary)
-    answer = reply(anatomy, template, task.messages(left), Sampling(max_tokens=ANSWER_TOKENS), guide=guide)
-    return read(left, answer), left
+    return Guide(EntityList(task.types, text, vocabulary), vocabulary)
 
 
 def _room(anatomy: Anatomy, max_length: int) -> int:
