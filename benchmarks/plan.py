@@ -137,12 +137,12 @@ def main() -> int:
         before = before or _undisturbed([*_options(arguments), "--combination", "machine"], arguments.quiet)
         found = _undisturbed([*_options(arguments), "--combination", name], arguments.quiet)
         after = _undisturbed([*_options(arguments), "--combination", "machine"], arguments.quiet)
+        found = next((each for each in (found, before, after) if "error" in each), found)
         if "error" not in found:
-            found["machines"] = [len(report["machines"]), len(report["machines"]) + 1]
-            report["machines"] += [before, after]
+            found["machines"] = [_place(report, before), _place(report, after)]
             found["measured"] = rows.get(name, {}).get("measured", {}) | found["measured"]
         rows[name] = found
-        before = after
+        before = None if "error" in after else after
         _write(arguments.out, report)
         spent = format_seconds(time.monotonic() - began)
         print(f"{count} of {len(todo)} ({spent}): {name}: {_said(report, name, arguments.trace)}", flush=True)
@@ -165,6 +165,15 @@ def _said(report: dict[str, Any], name: str, trace: bool) -> str:
     row["predicted"] = predicted(report, name, trace)
     pairs = ((q, row["predicted"][q], value) for q, value in row["measured"].items() if value is not None)
     return ", ".join(f"{q} {value:.4g} predicted {100 * (guess / value - 1):+.0f}%" for q, guess, value in pairs)
+
+
+def _place(report: dict[str, Any], machine: dict[str, Any]) -> int:
+    """Where a timed machine stands in the report; put there where it is not yet."""
+    known = report["machines"]
+    place = next((number for number, each in enumerate(known) if each is machine), len(known))
+    if place == len(known):
+        known.append(machine)
+    return place
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

@@ -225,9 +225,10 @@ def _scored(report: dict[str, Any]) -> str:
     rows = [(row["name"], *(_interval(row["metrics"][m]) for m in metrics)) for row in evaluation["rows"]]
     result, difference = run["result"], evaluation["comparison"]
     p = difference["p_value"]
+    against = difference.get("against", "untouched base").removeprefix("the ")
     return (
         table((f"{evaluation['examples']} test examples", *metrics), rows)
-        + f"\nTuned minus untouched base: {_interval(difference['difference'])} {difference['unit']}"
+        + f"\nTuned minus {against}: {_interval(difference['difference'])} {difference['unit']}"
         + (f", McNemar p {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}" if p is not None else "")
         + f". {result['steps']} steps, {format_seconds(result['time_s'])} with validation, {run['threads']} threads; "
         f"{format_count(run['trainable'])} trainable parameters, artifact {format_bytes(result['artifact_bytes'])}.\n"

@@ -33,6 +33,7 @@ from heptune.runs.run import Run, new_name
 from heptune.scoring.calibration import Calibration
 from heptune.scoring.evaluation import Evaluation, require_examples
 from heptune.scoring.exams import calibrated, exam_of
+from heptune.scoring.exams import check as check_records
 from heptune.scoring.exams.label import LabelExam
 from heptune.scoring.exams.tag import TagExam
 from heptune.scoring.generate import Sampling as Sampling
@@ -43,7 +44,7 @@ from heptune.tuning import guard as guards
 from heptune.tuning import pretraining, rounds, training
 from heptune.tuning import problem as problems
 from heptune.tuning.checking import check as check  # one of the verbs
-from heptune.tuning.replay import draw
+from heptune.tuning.replay import draw, require_alike
 from heptune.tuning.use import Bare, Tuned, opened
 
 
@@ -89,6 +90,7 @@ def tune(
     problem = problems.pose(data, task, options, posed, knobs.seed, listener, words)
     needed = " and ".join(name for name, asked in (("--guard", guard is not None), ("--replay", replay)) if asked)
     earlier = guards.earlier_problems(start.parent, needed, listener)
+    require_alike(problem.task, earlier, replay)
     drawn = draw(earlier, len(problem.parts.train), replay, knobs.seed)
     kept = rounds.described(start, drawn, replay, guard)
     run = _begin(name, start.technique, problem, start.settings, out, listener, start.parent, kept)
@@ -214,8 +216,8 @@ def evaluate(
     if data is not None:
         part, records = str(data), opened_data(data, columns=columns, listener=listener).records
     require_examples(records, part)
+    check_records(task, records, data)
     exam = exam_of(task)
-    exam.check(records, data)
     if limit is not None and limit < len(records):
         records = [records[i] for i in sample(records, range(len(records)), limit, manifest["settings"]["seed"])]
     bare = Bare.of(run, listener)

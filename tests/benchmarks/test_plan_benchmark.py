@@ -77,6 +77,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
     report = json.loads((tmp_path / "plan.json").read_text())
     machines = sorted({n for row in report["rows"].values() for n in row["machines"]})
     assert machines == list(range(len(report["machines"]))), "no machine is kept that no row has"
+    assert all(len(set(row["machines"])) == 2 for row in report["rows"].values()), "timed before and after each"
+    assert len(machines) < 2 * len(report["rows"]), "what is timed after one is what is timed before the next"
     before = len(pretended)
     assert run(bench, monkeypatch, *options) == 0 and len(pretended) == before
 

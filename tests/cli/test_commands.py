@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -338,6 +339,9 @@ def test_verdict_in_words() -> None:
     assert "tuned is better" in verdict(evaluation(Interval(-1.0, -1.2, -0.8), unit="nats per supervised token"))[0]
     assert "TF-IDF is better than the tuned model" in verdict(evaluation(Interval(0.4, 0.3, 0.5), tfidf=0.9))[1]
     assert "TF-IDF lies within" in verdict(evaluation(Interval(0.4, 0.3, 0.5), tfidf=0.75))[1]
+    probed = evaluation(Interval(0.41, 0.35, 0.47), 1e-9)
+    probed = replace(probed, comparison=replace(probed.comparison, against="a linear probe"))
+    assert verdict(probed)[0].startswith("tuned is better than a linear probe by")
 
 
 def test_json_has_no_nan() -> None:

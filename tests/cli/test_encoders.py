@@ -92,9 +92,41 @@ def test_a_run_that_paused_goes_on_to_the_same_bits(encoder: Path, reviews: Path
         assert whole == halves
 
 
+def test_check_poses_the_task_that_tune_would(heptune: Any, encoder: Path, reviews: Path) -> None:
+    said = heptune("check", reviews, "--base", encoder)
+    assert said.code == 0 and "label" in said.out.split("task", 1)[1].split("\n")[0], said.out + said.err
+
+
+def test_several_labels_are_no_test_of_one(heptune: Any, encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    run, other, talk = tmp_path / "run", tmp_path / "other.jsonl", tmp_path / "talk.jsonl"
+    said = heptune("tune", encoder, reviews, "--rank", 2, "--max-steps", 2, "--limit", 24, "--out", run)
+    assert said.code == 0, said.err
+    other.write_text('{"text": "good", "labels": ["positive", "negative"]}\n', "utf-8")
+    said = heptune("eval", run, other)
+    assert said.code == 1 and "other.jsonl:1" in said.err and "several labels" in said.err
+    talk.write_text('{"prompt": "good?", "completion": "yes"}\n', "utf-8")
+    said = heptune("eval", run, talk)
+    assert said.code == 1 and "talk.jsonl:1" in said.err and "label learns from" in said.err
+
+
+def test_replay_is_refused_where_a_head_has_other_classes(
+    heptune: Any, encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    few = ["--rank", 2, "--max-steps", 2, "--limit", 24]
+    assert heptune("tune", encoder, reviews, *few, "--out", tmp_path / "one").code == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text(reviews.read_text("utf-8").replace('"positive"', '"warm"'), "utf-8")
+    said = heptune("tune", tmp_path / "one", other, "--max-steps", 2, "--replay", 0.5, "--out", tmp_path / "two")
+    assert said.code == 2 and "leave --replay out" in said.err and not (tmp_path / "two").exists()
+    said = heptune("tune", tmp_path / "one", reviews, "--max-steps", 2, "--replay", 0.5, "--out", tmp_path / "two")
+    assert said.code == 0, said.err
+
+
 def test_words_are_refused(heptune: Any, encoder: Path, reviews: Path, tmp_path: Path) -> None:
     said = heptune("tune", encoder, reviews, "--task", "classify", "--out", tmp_path / "run")
     assert said.code == 1 and "this base is an encoder" in said.err and "--task label" in said.err
     assert not (tmp_path / "run").exists()
     said = heptune("plan", encoder, reviews, "--task", "label")
     assert said.code != 0 and "not yet linear heads" in said.err
+    said = heptune("plan", encoder, reviews)
+    assert said.code == 1 and "is an encoder" in said.err and "`heptune tune` and `heptune race` take it" in said.err

@@ -48,9 +48,8 @@ def test_a_round_is_tuned_compared_promoted_and_rolled_back(heptune, first: Path
 
     assert heptune("promote", second).code == 0
     listed = heptune("runs", first.parent)
-    assert (
-        re.search(r"^└ two .*\* serves", listed.out, re.M) and len(re.findall(r"\* serves +$", listed.out, re.M)) <= 1
-    )
+    assert re.search(r"^└ two .*\* serves", listed.out, re.M)
+    assert len(re.findall(r"\* serves *$", listed.out, re.M)) == 1
     asked = ("chat", first, "--once", "great 3")
     assert heptune(*asked, "--serving").out == heptune("chat", second, "--once", "great 3").out
     assert heptune(*asked, "--serving").out != heptune(*asked).out

@@ -13,13 +13,14 @@ from heptune.cli.hyperparameters import hyperparameters
 from heptune.engine.settings import Settings
 
 COMMANDS = ("plan", "tune", "pretrain", "resume", "race", "eval", "report", "chat", "explain", "check", "demo")
+COMMANDS += ("runs", "promote", "rollback")
 SLOW = ("torch", "transformers", "sklearn", "scipy", "numpy", "heptune.api")
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        *([verb, "--help"] for verb in ("tune", "plan", "pretrain")),
+        *([verb, "--help"] for verb in ("tune", "plan", "pretrain", "runs", "promote", "rollback")),
         *(["--help"], ["explain"], ["explain", "lora"], ["--version"]),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_missing_folder(tmp_path):
 
 def test_an_unknown_name_gets_the_nearest_and_the_form_of_a_hub_id():
     text = refusal("smolm2-135")
-    assert "did you mean smollm2-135m" in text and "owner/name" in text
+    assert "did you mean smollm2-135m or minilm?" in text and "owner/name" in text
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])

@@ -79,6 +79,8 @@ def test_what_does_not_fit() -> None:
         Label.from_records(ONE, TaskOptions(instruction="Which?"))
     with pytest.raises(UsageError, match="no use for"):
         Classify.from_records(ONE, TaskOptions(pooling="mean"))
+    with pytest.raises(UsageError, match="class_weights are for texts with one label"):
+        Label.from_records(MANY, TaskOptions(class_weights="balanced"))
     with pytest.raises(BaseModelError, match="this base is an encoder"):
         Classify.from_records(ONE).encode(ONE[0], 0, READS, 64)  # type: ignore[arg-type]
 

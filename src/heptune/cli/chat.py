@@ -33,16 +33,17 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="System message (chat only).", show_default="the run's own")
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="Randomness of the reply; 0 always takes the likeliest token (chat only).")
+        float,
+        typer.Option(min=0.0, help="Randomness of the reply; 0 takes the likeliest token (chat, complete)."),
     ] = 0.7,
     top_p: Annotated[
         float,
         typer.Option(
-            min=0.01, max=1.0, help="Draw among the likeliest tokens with this probability in all (chat only)."
+            min=0.01, max=1.0, help="Draw among the likeliest tokens with this probability in all (chat, complete)."
         ),
     ] = 0.9,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens (chat only).")] = 256,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same replies (chat only).")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens (chat, complete).")] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same replies (chat, complete).")] = 0,
     passage: Annotated[
         str | None,
         typer.Option(metavar="FILE|TEXT", help="What the questions are about (answer, choose).", show_default="none"),

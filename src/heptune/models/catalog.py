@@ -18,6 +18,7 @@ from typing import Any
 from heptune.core.errors import BaseModelError
 from heptune.core.events import Listener, Note, ignore
 from heptune.core.registry import nearest
+from heptune.models.embedded import EMBEDDED
 from heptune.models.families import NOT_IN_TRANSFORMERS, families, shape_of
 from heptune.models.shape import ModelShape
 
@@ -92,7 +93,7 @@ def describe(name: str, *, listener: Listener = ignore) -> BaseFacts:
         return _facts(name, _local_config(name, path), f"{path}", name, listener)
     if (entry := find(name)) is not None:
         in_hub = name if name in entry.hub else (entry.hub[0] if entry.hub else None)
-        tunable = entry.name if entry.name in _EMBEDDED and name == entry.name else in_hub
+        tunable = entry.name if entry.name in EMBEDDED and name == entry.name else in_hub
         family = entry.form_of or entry.shape.family
         return BaseFacts(
             name=name,
@@ -104,7 +105,7 @@ def describe(name: str, *, listener: Listener = ignore) -> BaseFacts:
             note=entry.note,
             entry=entry,
         )
-    if _HUB_ID.fullmatch(name):
+    if name in EMBEDDED or _HUB_ID.fullmatch(name):
         from heptune.models.load import read_config
 
         return _facts(name, read_config(name, listener=listener), f"config.json of {name} on the hub", name, listener)
@@ -119,8 +120,6 @@ _KNOWN = (
     "a base is a name of the catalog (llama-3.1-8b, qwen3-8b, glm-4-9b, ...; `heptune plan --bases` lists "
     "them), a folder with config.json, a .gguf file, or a hub id of the form owner/name"
 )
-# Bases that `heptune tune` takes by the catalog's own name.
-_EMBEDDED = frozenset({"smollm2-135m"})
 
 
 def _local_config(name: str, path: Path) -> Mapping[str, Any]:
@@ -141,6 +140,13 @@ def _facts(name: str, config: Mapping[str, Any], origin: str, tunable: str, list
     if family in families() and family not in NOT_IN_TRANSFORMERS:
         shape = shape_of(config)
     else:
+        from heptune.models.load import both_ways_of
+
+        if both_ways_of(config):
+            raise BaseModelError(
+                f"{name} is an encoder: it learns with a linear head, and the planner knows trainings in words, "
+                "not yet linear heads; `heptune tune` and `heptune race` take it"
+            )
         listener(Note(f"the sizes of a {family} model are read off the model itself, built without weights"))
         shape = _dissected(config)
     return BaseFacts(name, shape, config, origin, shape.family, tunable)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -318,15 +319,16 @@ def _check_causal(kind: str, architectures: list[str], where: str) -> None:
 
 def _is_encoder(folder: Path) -> bool:
     """Whether the model in a folder reads a text both ways: an encoder's type, and no causal head on it."""
-    return _both_ways(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return both_ways_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def reads_both_ways(name: str, *, listener: Listener = ignore) -> bool:
     """Whether the base called `name` is an encoder; no weights are read. Raises `BaseModelError` as `load_base`."""
-    return _both_ways(read_config(name, listener=listener))
+    return both_ways_of(read_config(name, listener=listener))
 
 
-def _both_ways(config: dict[str, Any]) -> bool:
+def both_ways_of(config: Mapping[str, Any]) -> bool:
+    """Whether this configuration is an encoder's, with no causal head on it."""
     heads = [x for x in config.get("architectures") or [] if x.endswith(("ForCausalLM", "LMHeadModel"))]
     return config.get("model_type") in ENCODERS and not config.get("is_decoder") and not heads
 

@@ -143,7 +143,7 @@ def forecast(
     try:
         estimator = estimator_of(base.name, anatomy, problem.task, problem.parts, template, settings, listener)
     except HeptuneError:
-        plans = _measured(base.name, kinds, problem, examples, template, settings, listener)
+        plans = _measured(base, kinds, problem, examples, template, settings, listener)
     else:
         plans = _planned(estimator, kinds, settings, listener)
     largest = max(plan["resident_bytes"] for plan in plans.values())
@@ -193,7 +193,7 @@ def _planned(
 
 
 def _measured(
-    name: str,
+    base: Base,
     kinds: Mapping[str, Technique],
     problem: Problem,
     examples: Sequence[Example],
@@ -201,17 +201,21 @@ def _measured(
     settings: Settings,
     listener: Listener,
 ) -> dict[str, dict[str, Any]]:
-    """The same from a few steps of each: resident memory behind them, and a step's seconds."""
+    """The same from a few steps of each, on a base of its own: resident memory behind them (but for `base`, which
+    stands beside it), and a step's seconds."""
+    beside = sum(parameter.nbytes for parameter in base.model.parameters())
+
+    def tried(technique: Technique) -> dict[str, Any]:
+        anatomy = dissect(bases.load(base.name, technique, ignore).model)
+        forward, attached = _entered(anatomy, technique, problem, template, settings)
+        step_s = _step_s(forward, attached, examples, settings, ignore)
+        return {"resident_bytes": used_bytes(forward.device) - beside, "step_s": step_s}
+
     plans, problems = {}, []
     for done, (kind, technique) in enumerate(kinds.items(), 1):
         give_back()
         try:
-            anatomy = dissect(bases.load(name, technique, ignore).model)
-            forward, attached = _entered(anatomy, technique, problem, template, settings)
-            step_s = _step_s(forward, attached, examples, settings, ignore)
-            steps = batches_of(examples, settings).steps(settings.epochs)
-            time_s = min(steps, settings.max_steps or steps) * step_s
-            plans[kind] = {"resident_bytes": used_bytes(forward.device), "step_s": step_s, "time_s": time_s}
+            plans[kind] = tried(technique)
         except TechniqueError as error:
             problems.append(str(error))
             listener(Note(f"{kind} does not start: {error}", "warning"))

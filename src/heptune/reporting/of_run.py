@@ -38,6 +38,7 @@ def findings_of_run(folder: Path) -> Findings:
     task = text(mapping(manifest.get("task")).get("name"))
     base = trainings.near(text(mapping(manifest.get("base")).get("name")))
     status = text(manifest.get("status"))
+    rival = text(rows[1].get("name")) if len(rows) > 1 else ""
     return Findings(
         kind="run",
         folder=trainings.near(str(folder)),
@@ -59,7 +60,7 @@ def findings_of_run(folder: Path) -> Findings:
         costs=_costs(run),
         labels=labels,
         confusions=(Confusion("tuned", matrix),) if matrix else (),
-        differing=tuple(_example(shown) for shown in objects(evaluation.get("shown"))),
+        differing=tuple(_example(shown, rival) for shown in objects(evaluation.get("shown"))),
         commands=_commands(manifest, folder),
         data=tuple(trainings.data_files(manifest)),
         facts=tuple(trainings.facts(manifest)),
@@ -196,11 +197,11 @@ def cost_of(name: str, run: Training, predicted: dict[str, Any] | None = None) -
     )
 
 
-def _example(shown: dict[str, Any]) -> Example:
+def _example(shown: dict[str, Any], rival: str) -> Example:
     better = shown.get("better")
     known = isinstance(better, bool)
     base, tuned, truth = text(shown.get("base")), text(shown.get("tuned")), text(shown.get("truth"))
-    answers = (("tuned", tuned, better if known else None), ("base, untouched", base, base == truth if known else None))
+    answers = (("tuned", tuned, better if known else None), (rival, base, base == truth if known else None))
     return Example(text(shown.get("text")), truth, answers)
 
 

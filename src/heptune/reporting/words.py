@@ -69,15 +69,16 @@ def _comparison(comparison: dict[str, Any]) -> str:
     difference, unit, p = mapping(comparison.get("difference")), text(comparison.get("unit")), comparison.get("p_value")
     value, low, high = (finite(difference.get(name)) for name in ("value", "low", "high"))
     p = finite(p)
+    against = text(comparison.get("against")) or "the untouched base"
     if value is None:
         return ""
     test = "" if p is None else "; McNemar p < 0.0001" if p < 0.0001 else f"; McNemar p = {p:.4f}"
     if low is None or high is None:
-        return f"tuned minus the untouched base: {value:+.3f} {unit}; one example shows no more{test}."
+        return f"tuned minus {against}: {value:+.3f} {unit}; one example shows no more{test}."
     if low <= 0 <= high:
         interval = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-        return f"no difference between tuned and the untouched base is shown: {interval} {unit}{test}."
+        return f"no difference between tuned and {against} is shown: {interval} {unit}{test}."
     nearer, farther = sorted((abs(low), abs(high)))
     less_is_better = unit.startswith("nats")
     word = "better" if (value < 0) == less_is_better else "worse"
-    return f"tuned is {word} than the untouched base by {abs(value):.3f} [{nearer:.3f}, {farther:.3f}] {unit}{test}."
+    return f"tuned is {word} than {against} by {abs(value):.3f} [{nearer:.3f}, {farther:.3f}] {unit}{test}."

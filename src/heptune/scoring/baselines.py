@@ -68,7 +68,7 @@ def tfidf_linear(
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     analyze = vectorizer.build_analyzer()
     if not any(analyze(text) for text in train_texts):
-        return np.repeat(_most_common(truth, several)[None], len(texts), axis=0)
+        return np.repeat(most_common(truth, several)[None], len(texts), axis=0)
     return _regression(vectorizer.fit_transform(train_texts), truth, vectorizer.transform(texts), several)
 
 
@@ -86,7 +86,8 @@ def _regression(known: Any, truth: np.ndarray, asked: Any, several: bool) -> np.
     return np.eye(truth.shape[1], dtype=bool)[answers(truth.argmax(1))]
 
 
-def _most_common(truth: np.ndarray, several: bool) -> np.ndarray:
+def most_common(truth: np.ndarray, several: bool) -> np.ndarray:
+    """The answer that is right most often: the most frequent label, or (several) those that most texts have."""
     share = truth.mean(0)
     return share > 0.5 if several else np.arange(len(share)) == share.argmax()
 

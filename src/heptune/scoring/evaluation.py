@@ -24,11 +24,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tuned minus base on the same examples, in `unit`, with the p-value of a paired test where there is one."""
+    """Tuned minus base on the same examples, in `unit`, with the p-value of a paired test where there is one. `against`
+    says in words what it is compared with."""
 
     unit: str
     difference: Interval
     p_value: float | None
+    against: str = "the untouched base"
 
 
 @dataclass(frozen=True)

@@ -99,16 +99,22 @@ def choose(kind: str, words: bool = True) -> str:
 
 def pose(name: str, records: Sequence[Record], options: TaskOptions | None = None) -> Task:
     """The task of that name as these training records pose it. Raises DataError when they do not fit it."""
-    task = get(name)
+    require_kind(name, records)
+    return get(name).from_records(records, options or TaskOptions())
+
+
+def require_kind(name: str, records: Sequence[Record], path: Any = None) -> None:
+    """Refuses records of a kind that the task of that name neither learns from nor is judged on. `path` is their file,
+    for the message."""
+    kinds = get(name).kinds
     for record in records[:1] if isinstance(records, OnDisk) else records:
-        if record.kind not in task.kinds:
-            learnable = " or ".join(map(_article, task.kinds))
+        if record.kind not in kinds:
             raise DataError(
-                f"this example is {_article(record.kind)}, but {name} learns from {learnable}; "
+                f"this example is {_article(record.kind)}, but {name} learns from {' or '.join(map(_article, kinds))}; "
                 "name the columns that hold it, or choose the task that fits",
+                path=path,
                 line=record.line,
             )
-    return task.from_records(records, options or TaskOptions())
 
 
 def _article(kind: str) -> str:

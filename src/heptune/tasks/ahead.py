@@ -70,6 +70,7 @@ class _Ready(ChatTemplate):
     def __init__(self, template: ChatTemplate, tokens: dict[str, list[int]], rendered: dict[Any, str]) -> None:
         vars(self).update(vars(template))
         self._tokens, self._rendered = tokens, rendered
+        self._replies = {}  # its own: the template would keep every answer of a file
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokens[text]) if text in self._tokens else super()._ids(text)

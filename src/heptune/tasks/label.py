@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from heptune.core.errors import DataError
+from heptune.core.errors import DataError, UsageError
 from heptune.data.record import Record
 from heptune.tasks.example import WHOLE, Example
 from heptune.tasks.options import AS_IT_IS, TaskOptions
@@ -66,6 +66,10 @@ class Label:
         counts = Counter(label for record in records for label in labels_of(record))
         labels = tuple(sorted(counts))
         weights: tuple[float, ...] = ()
+        if several and options.class_weights != "none":
+            raise UsageError(
+                "class_weights are for texts with one label each, and here they may have several; leave it out"
+            )
         if options.class_weights == "balanced":
             total = sum(counts.values())
             weights = tuple(total / (len(labels) * counts[label]) for label in labels)

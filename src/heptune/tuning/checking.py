@@ -74,16 +74,16 @@ def check(
         chosen = dataset.records.some(CHECKED, 0, "check")
         listener(Note(f"of {len(dataset.records)} documents {CHECKED} are looked at, drawn from all over the corpus"))
         dataset = replace(dataset, records=dataset.records.take(chosen))
+    both_ways = reads_both_ways(base, listener=listener)
     try:
         records = stream.told(dataset.records, f"posing the task of {dataset.path.name}", listener)
-        goal = tasks.pose(task or tasks.choose(dataset.kind), records, TaskOptions(**posed))
+        goal = tasks.pose(task or tasks.choose(dataset.kind, words=not both_ways), records, TaskOptions(**posed))
     except DataError as error:
         report = check_data(dataset, evaluation=evaluation, max_length=max_length, listener=listener)
         if report.pointless:
             return Check(report, None, path, ())
         raise error
     tokenizer = load_tokenizer(base, listener=listener)
-    both_ways = reads_both_ways(base, listener=listener)
     speaks = ChatTemplate.for_records
     template: Any = PlainText(tokenizer) if both_ways else speaks(tokenizer, dataset.records)
     together = Together(goal, template, max_length)

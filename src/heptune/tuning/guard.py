@@ -6,7 +6,6 @@ ones, else by the loss per supervised token. Examples that a later round trained
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from heptune.core.errors import HeptuneError, RunError, UsageError
 from heptune.core.events import Listener, Note
 from heptune.data.record import Record
 from heptune.data.splits import content_key, sample
+from heptune.engine.memory import give_back
 from heptune.runs import lineage
 from heptune.runs.run import Run
 from heptune.scoring.exams import exam_of
@@ -83,7 +83,7 @@ def examine(run: Run, listener: Listener) -> Run:
         rounds = lineage.chain(run)
         held = _held_out(rounds)
         was = _outcomes(rounds[-2], held, f"round {len(rounds) - 1}", listener)
-        gc.collect()  # one model at a time: a technique and its model hold each other
+        give_back()  # one model at a time: a technique and its model hold each other
         now = _outcomes(run, held, f"round {len(rounds)}", listener)
         limit = run.manifest["round"]["guard"]
         seed = run.manifest["settings"]["seed"]
@@ -130,7 +130,7 @@ def _outcomes(run: Run, held: Sequence[HeldOut], name: str, listener: Listener) 
             continue
         scorer = replace(bare.scorer, max_length=each.run.manifest["settings"]["max_length"])
         # A head sees its own classes only: this run's where it learned the very same, else that of the round itself.
-        owner = run if each.run.manifest["task"] == run.manifest["task"] else each.run
+        owner = run if rounds.same_head(run.manifest["task"], each.run.manifest["task"]) else each.run
         scorer.forward.readout = rounds.head_of(owner, bare.anatomy, owner.artifact)
         what = f"scoring {name} on what round {each.number} holds out"
         try:

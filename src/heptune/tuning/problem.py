@@ -9,7 +9,7 @@ from typing import Any
 from heptune import tasks
 from heptune.core.events import Listener, Note, ignore
 from heptune.data.parts import DataOptions, DataParts, read_again, read_files
-from heptune.scoring.exams import exam_of
+from heptune.scoring import exams
 from heptune.tasks.options import TaskOptions
 
 
@@ -40,9 +40,8 @@ def pose(
     name = task or tasks.choose(files.train.kind, words)
     parts = files.cut(options, seed)
     goal = tasks.pose(name, parts.train, posed)
-    exam = exam_of(goal)
-    exam.check(parts.validation, parts.path("validation"))
-    exam.check(parts.test, parts.path("test"))
+    for part, records in (("validation", parts.validation), ("test", parts.test)):
+        exams.check(goal, records, parts.path(part))
     for part, count in parts.leaked().items():
         if count:
             text = f"{count} records of the {part} part also stand in the training part; its scores will flatter"

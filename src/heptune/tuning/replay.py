@@ -20,6 +20,7 @@ from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
 from heptune.tuning import problem as problems
 from heptune.tuning.problem import Problem
+from heptune.tuning.rounds import same_head
 
 
 def draw(earlier: Sequence[Problem], new: int, share: float, seed: int) -> list[dict[str, Any]]:
@@ -41,6 +42,19 @@ def draw(earlier: Sequence[Problem], new: int, share: float, seed: int) -> list[
             chosen = sample(records, range(len(records)), count, derive(seed, "replay", number))
             drawn.append({"round": number, "records": list(chosen)})
     return drawn
+
+
+def require_alike(task: tasks.Task, earlier: Sequence[Problem], share: float) -> None:
+    """Refuses to replay where a linear head would see examples that are not of its own classes: they have none of them,
+    or mean others by the same numbers."""
+    posed = [problem.task for problem in earlier]
+    if share and any(tasks.has_head(each.name) for each in (task, *posed)):
+        for each in posed:
+            if not same_head(each.to_json(), task.to_json()):
+                raise UsageError(
+                    f"an earlier round learned {each.name} with other classes or in words, and a linear head cannot "
+                    f"learn its examples along with {task.name}; leave --replay out"
+                )
 
 
 def _in_proportion(total: int, sizes: Sequence[int]) -> list[int]:

@@ -264,10 +264,17 @@ def head_of(run: Run, anatomy: Anatomy, artifact: Path) -> Readout | None:
     return readout
 
 
+def same_head(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two tasks, as manifests keep them, have the same linear head: the same classes, looked for in the same
+    place. What an example weighs does not matter."""
+    parts = ("name", "labels", "types", "several", "pooling")
+    return tasks.has_head(one["name"]) and all(one.get(part) == other.get(part) for part in parts)
+
+
 def take_head(run: Run, readout: Readout) -> bool:
     """Gives a round's head its parent's weights where both learn the very same classes; whether it did."""
     before = lineage.parent(run)
-    if before is None or before.manifest["task"] != run.manifest["task"]:
+    if before is None or not same_head(before.manifest["task"], run.manifest["task"]):
         return False
     headed.fill(readout, before.artifact)
     return True

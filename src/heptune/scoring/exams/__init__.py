@@ -21,7 +21,7 @@ from heptune.scoring.exams.extract import ExtractExam
 from heptune.scoring.exams.label import LabelExam
 from heptune.scoring.exams.tag import TagExam
 from heptune.scoring.score import Scorer
-from heptune.tasks import Classify, Label, Task
+from heptune.tasks import Classify, Label, Task, require_kind
 
 
 class Exam(Protocol):
@@ -66,6 +66,12 @@ def exam_of(task: Task) -> Exam:
     """The exam of a task."""
     exam: Exam = _EXAMS[task.name](task)
     return exam
+
+
+def check(task: Task, records: Sequence[Record], path: Any) -> None:
+    """Raises DataError for records that the task cannot be judged on. `path` is their file, for the message."""
+    require_kind(task.name, records, path)
+    exam_of(task).check(records, path)
 
 
 def has_probabilities(task: Task) -> bool:

@@ -6,7 +6,6 @@ linear probe), one on word counts, and the most frequent labels.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from heptune.core.errors import DataError
 from heptune.core.events import Listener
 from heptune.data.check import check_labels
 from heptune.data.record import Record
@@ -25,6 +25,8 @@ from heptune.scoring.exams.classify import changed, of_log_p
 from heptune.scoring.score import Scorer, normalised
 from heptune.tasks.label import Label, labels_of
 
+# What stands in for an untouched base, which has no head that could answer.
+PROBE = "a linear probe on the untouched base"
 # Training texts that the linear probe learns from.
 PROBED = 2000
 
@@ -37,7 +39,14 @@ class LabelExam:
     task: Label
 
     def check(self, records: Sequence[Record], path: str | Path | None) -> None:
-        """Raises DataError for labels that training has never seen."""
+        """Raises DataError for labels that training has never seen, and for several labels where it had one each."""
+        for record in records:
+            if record.labels is not None and not self.task.several:
+                raise DataError(
+                    "this example has several labels, but training had one for each text; give the label as a string",
+                    path=path,
+                    line=record.line,
+                )
         check_labels(self.task.labels, records, path)
 
     def validation(self, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
@@ -91,7 +100,10 @@ class LabelExam:
         right = {name: (answers == truth).all(1) for name, answers in said.items()}
         ours, theirs = right["tuned"], right["base, linear probe"]
         comparison = Comparison(
-            "accuracy", statistics.paired_difference(ours, theirs, seed=seed), statistics.mcnemar(ours, theirs)
+            "accuracy",
+            statistics.paired_difference(ours, theirs, seed=seed),
+            statistics.mcnemar(ours, theirs),
+            PROBE,
         )
         right_words, before, now = (
             list(map(self._named, answers)) for answers in (truth, said["base, linear probe"], said["tuned"])
@@ -141,10 +153,7 @@ class LabelExam:
 
     def most_frequent(self, train: Sequence[Record]) -> np.ndarray:
         """What that rival says: bool [labels]."""
-        if self.task.several:
-            return self.truth(train).mean(0) > 0.5
-        frequency = Counter(label for record in train for label in labels_of(record))
-        return np.array([label == min(frequency, key=lambda x: (-frequency[x], x)) for label in self.task.labels])
+        return baselines.most_common(self.truth(train), self.task.several)
 
     def _metrics(self, truth: np.ndarray, said: np.ndarray, seed: int) -> dict[str, statistics.Interval]:
         found = {"accuracy": statistics.accuracy((truth == said).all(1))}

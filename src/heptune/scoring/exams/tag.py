@@ -17,6 +17,7 @@ from heptune.engine.loop import Validation
 from heptune.scoring import baselines, entities
 from heptune.scoring.evaluation import Evaluation
 from heptune.scoring.exams.extract import check_entities, entity_evaluation
+from heptune.scoring.exams.label import PROBE
 from heptune.scoring.probe import start_from_probe
 from heptune.scoring.score import Scorer, normalised, readout_of
 from heptune.tasks import bio
@@ -39,8 +40,8 @@ class TagExam:
     task: Tag
 
     def check(self, records: Sequence[Record], path: Any) -> None:
-        """Raises DataError for records without entities to compare with, and where no type is known."""
-        check_entities(self.task.name, self.task.types, records, path)
+        """Raises DataError where no type is known."""
+        check_entities(self.task.types, records, path)
 
     def validation(self, scorer: Scorer, records: Sequence[Record], listener: Listener) -> Validation | None:
         """Entity-level F1, and the loss per token."""
@@ -94,7 +95,7 @@ class TagExam:
             "base, linear probe": base.spans,
             "training entities, looked up": baselines.looked_up(train, [record.text or "" for record in records]),
         }
-        return entity_evaluation(self.task.name, part, records, said, tuned.cut, seed)
+        return entity_evaluation(self.task.name, part, records, said, tuned.cut, seed, PROBE)
 
     def outcomes(self, scorer: Scorer, records: Sequence[Record], what: str, listener: Listener) -> dict[str, Any]:
         """`log_p` of all true tags and their number, `weights`."""
