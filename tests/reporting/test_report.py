@@ -442,6 +442,17 @@ def test_the_page_of_a_run(run: Path) -> None:
     assert same_columns(report_markdown(run)) == 1
 
 
+def test_entities_are_told_type_by_type(run: Path) -> None:
+    metrics = {"F1": made.interval(0.5), "precision": made.interval(0.6)}
+    types = [{"type": "PER<b>", "count": 7, "metrics": metrics}, {"type": "LOC|x", "count": 12, "metrics": {}}]
+    made.write(run / "evaluations/20260502-120000.json", evaluation() | {"per_type": types})
+    read, short = Page(report(run).read_text("utf-8")), report_markdown(run)
+    assert "type by type" in read.text and "PER<b>" in read.text and "0.500 [0.475, 0.520]" in read.text
+    assert read.text.index("LOC|x") < read.text.index("PER<b>")  # the more frequent one first
+    assert "type by type:" in short and r"0.600 \[0.575, 0.620\]" in short and "<b>" not in short
+    assert same_columns(short) == 2
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [

@@ -132,6 +132,15 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """How entities of one type were found: how many there are, and the tuned model's metrics."""
+
+    name: str
+    count: int | None
+    metrics: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
 class Example:
     """One example and what was answered. `right` is None where answers are not simply right or wrong."""
 
@@ -168,6 +177,7 @@ class Findings:
     effort: str = ""
     labels: tuple[str, ...] = ()
     confusions: tuple[Confusion, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     differing: tuple[Example, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     data: tuple[tuple[str, str], ...] = ()

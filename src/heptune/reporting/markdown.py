@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from heptune.reporting import numbers
+from heptune.reporting.by_type import by_type
 from heptune.reporting.drawing import shortened
 from heptune.reporting.findings import Findings
 from heptune.reporting.forest_plot import estimate_text
@@ -22,6 +23,7 @@ def markdown(found: Findings) -> str:
     parts += [f"**{plain(found.interim)}**"] if found.interim else []
     parts += [plain(word, LONGEST_WORDS) for word in found.words]
     parts += _scores(found)
+    parts += ["The tuned model, type by type:", table(*by_type(found))] if found.kinds else []
     parts += _front(found)
     parts += [plain(found.effort)] if found.effort else []
     lines = [line for what, line in found.commands for line in (f"# {what}", cleaned(line))]

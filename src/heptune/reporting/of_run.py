@@ -16,6 +16,7 @@ from heptune.reporting.findings import (
     Estimate,
     Example,
     Findings,
+    Kind,
 )
 from heptune.reporting.numbers import duration, finite, memory, score
 from heptune.reporting.reading import counts, estimate, estimates, mapping, objects, optional_json, strings, text, whole
@@ -60,6 +61,7 @@ def findings_of_run(folder: Path) -> Findings:
         costs=_costs(run),
         labels=labels,
         confusions=(Confusion("tuned", matrix),) if matrix else (),
+        kinds=_kinds(evaluation),
         differing=tuple(_example(shown, rival) for shown in objects(evaluation.get("shown"))),
         commands=_commands(manifest, folder),
         data=tuple(trainings.data_files(manifest)),
@@ -151,6 +153,15 @@ def _contender(row: dict[str, Any], number: int, metric: str, run: Training) -> 
         artifact_bytes=finite(run.result.get("artifact_bytes")),
         winner=True,
     )
+
+
+def _kinds(evaluation: dict[str, Any]) -> tuple[Kind, ...]:
+    """The types of entities, the most frequent first."""
+    found = [
+        Kind(text(row.get("type")), whole(row.get("count")), estimates(row.get("metrics")))
+        for row in objects(evaluation.get("per_type"))
+    ]
+    return tuple(sorted(found, key=lambda kind: -(kind.count or 0)))
 
 
 def _differences(evaluation: dict[str, Any]) -> tuple[Difference, ...]:

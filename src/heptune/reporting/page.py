@@ -8,6 +8,7 @@ from pathlib import Path
 
 import heptune
 from heptune.reporting import numbers
+from heptune.reporting.by_type import by_type
 from heptune.reporting.costs import MOST_ROWS, cost_panels, error
 from heptune.reporting.curves import loss_panel, validation_panel
 from heptune.reporting.drawing import both, hue, shortened
@@ -103,7 +104,7 @@ def _scores(found: Findings) -> Section:
     seeds = any(len(contender.seeds) > 1 for contender in found.contenders)
     caption += "; the small dots below a line are its single seeds." if seeds else "."
     plot = figure(both(lambda width, form: forest_plot(found, width, form)), caption)
-    return "scores", "Scores", join([plot, _score_table(found), _difference_table(found)])
+    return "scores", "Scores", join([plot, _score_table(found), _difference_table(found), _kind_table(found)])
 
 
 def _score_table(found: Findings) -> Markup:
@@ -157,6 +158,13 @@ def _difference_table(found: Findings) -> Markup | None:
     rows = list(zip(*(cells for _, cells in kept), strict=True))
     flush = [n for n, (head, _) in enumerate(kept) if head]
     return details("Pair by pair, on the same examples", table([head for head, _ in kept], rows, flush))
+
+
+def _kind_table(found: Findings) -> Markup | None:
+    if not found.kinds:
+        return None
+    heads, rows = by_type(found)
+    return details("The tuned model, type by type", table(heads, rows, range(1, len(heads))), opened=True)
 
 
 def _signed_estimate(estimate: Estimate) -> str:
