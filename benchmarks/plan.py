@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,16 @@ import numpy as np
 
 from heptune import techniques
 from heptune.core.units import format_seconds
+from heptune.models.embedded import fetch
 from heptune.planning import book
 from heptune.planning.book import Variant
 from heptune.planning.forms import Pass, StepForm, sizes_of
 from heptune.planning.hardware import Machine
 from heptune.planning.memory import resident_bytes, training_memory
 from heptune.planning.time import dequantized_weights, step_seconds
+from heptune.planning.workload import marked_pass
 from heptune.runs.files import read_json, write_json
-from heptune.tasks.example import Example
+from heptune.tasks.example import WHOLE, Example
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "plan.json"
 QUANTITIES = {"memory": ("live", "resident"), "time": ("time",)}
@@ -54,12 +56,14 @@ SEED = 20_240_607
 
 @dataclass(frozen=True)
 class Batch:
-    """`examples` of `own` tokens each behind `shared` ones that all have; the last `supervised` are targets."""
+    """`examples` of `own` tokens each behind `shared` ones that all have; the last `supervised` are targets. Or a
+    linear head looks at their `head`: 'means', or 'rows' (every token)."""
 
     examples: int
     own: int
     supervised: int
     shared: int = 0
+    head: str = ""
 
     def make(self, vocabulary: int) -> list[Example]:
         """Random token ids: time and memory depend on lengths alone."""
@@ -68,6 +72,10 @@ class Batch:
         made = []
         for number in range(self.examples):
             tokens = tuple(map(int, [*shared, *random.integers(100, vocabulary, self.own)]))
+            if self.head:
+                places = [WHOLE] if self.head == "means" else range(len(tokens))
+                made.append(Example.marked(tokens, tuple((place, number % CLASSES) for place in places), number))
+                continue
             made.append(Example(tokens, tuple(t >= len(tokens) - self.supervised for t in range(len(tokens))), number))
         return made
 
@@ -78,11 +86,15 @@ BATCHES = {
     "short": Batch(12, 30, 3),
     "long": Batch(1, 500, 200),
     "tiny": Batch(1, 40, 4),
+    "topics": Batch(16, 40, 0, head="means"),
+    "tags": Batch(16, 40, 0, head="rows"),
 }
+CLASSES = 77  # of linear heads
 
 # transformers' configuration classes with real-ish sizes, at most 150 million parameters: two cores have to manage.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2-135m": ("", {}),
+    "minilm": ("", {}),
     "gpt2-124m": ("GPT2Config", {}),
     "qwen3-8-layers": (
         "Qwen3Config",
@@ -115,6 +127,8 @@ def combinations() -> list[str]:
         ("smollm2-135m", ("lora",), ("long", "short", "tiny")),
         ("smollm2-135m", ("p_tuning_v2", "full"), ("long",)),
         ("glm4-6-layers", ("lora",), ("long", "tiny")),
+        ("minilm", ("lora", "full", "adapter", "prompt", "p_tuning_v2"), ("topics",)),
+        ("minilm", ("lora",), ("tags",)),
     ]
     return [f"{m} {t} {b}" for m, names, batches in chosen for b in batches for t in names]
 
@@ -252,12 +266,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
         return this_machine(again=True).to_json()
     from heptune.engine.forward import Forward
+    from heptune.engine.headed import Headed
     from heptune.engine.loop import accumulate
     from heptune.engine.memory import freed_memory_kept
     from heptune.engine.optimizer import adamw
     from heptune.engine.settings import Settings
     from heptune.models.anatomy import dissect
     from heptune.models.quantization import quantize
+    from heptune.models.readout import Readout
     from heptune.planning.live import LiveTracker, tensors_of
 
     model_name, technique_name, batch_name = arguments.combination.split()
@@ -272,6 +288,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         quantize(anatomy)
     forward = Forward(anatomy)
     attached = technique.attach(anatomy, 0)
+    originals = (getattr(attached, "_originals", None) or {}).values()  # what detaching puts back
+    if BATCHES[batch_name].head:
+        forward.readout = Readout(anatomy, CLASSES, False, 0)
+        attached = Headed(attached, forward.readout)
     parameters = attached.parameters
     optimizer = adamw(parameters, settings.weight_decay)
     batch = BATCHES[batch_name].make(anatomy.shape.vocabulary)
@@ -296,7 +316,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             found |= peak.found()
         if "memory" in kinds and device.type != "cuda":
             state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-            originals = (getattr(attached, "_originals", None) or {}).values()  # what detaching puts back
             with LiveTracker([*tensors_of(model), *parameters.values(), *originals, *state]) as tracker:
                 step(1)
             found["live"] = tracker.peak_bytes
@@ -329,8 +348,6 @@ def _model(name: str) -> Any:
 def _config(name: str) -> Any:
     import transformers
 
-    from heptune.models.embedded import fetch
-
     kind, settings = MODELS[name]
     if not kind:
         return transformers.AutoConfig.from_pretrained(fetch(name))
@@ -343,6 +360,8 @@ def _pass(forward: Any, portion: list[Example], share: bool) -> Pass:
 
     placement = forward.anatomy.placement
     placed = [example.with_virtual_tokens(placement.front, placement.inner) for example in portion]
+    if placed[0].marks:
+        return marked_pass(placed, forward.anatomy.causal)
     targets = sum(example.targets for example in placed)
     if not forward.attends_over_forests:
         batch = pad(placed)
@@ -384,16 +403,19 @@ class _Peak:
 
 def predicted(report: dict[str, Any], name: str, trace: bool) -> dict[str, float]:
     """Live and resident bytes and a step's seconds, from sizes alone."""
-    model, technique_name, _ = name.split()
+    model, technique_name, batch = name.split()
+    head, classes = BATCHES[batch].head, CLASSES if BATCHES[batch].head else 0
     row, shape = report["rows"][name], _shape(model)
     technique = techniques.build(technique_name)
     machines = [_machine(report["machines"][number]) for number in row["machines"]]
     machine = machines[0]
     quantized = "quantizes_base" in technique.capabilities
     dtype = "float32" if "trains_base" in technique.capabilities else machine.dtype
-    form = _form(model, technique_name, dtype, quantized, trace)
+    form = _form(model, technique_name, dtype, quantized, head, trace)
     cost, settings = technique.cost(shape), asdict(technique)  # type: ignore[call-overload]
-    sizes = [sizes_of(shape, settings, Pass(**one)) for one in row["passes"]]
+    own = classes * (shape.hidden + 1)
+    cost = replace(cost, trainable=cost.trainable + own, optimizer=cost.optimizer + 2 * own)
+    sizes = [sizes_of(shape, settings, Pass(**one), classes) for one in row["passes"]]
     shared: dict[str, Any] = {"dtype_bytes": 4 if dtype == "float32" else 2, "quantized": quantized}
     memory = max((training_memory(shape, cost, form, s, **shared) for s in sizes), key=lambda m: m.total)
     works = [form.work(s, shape.layers) for s in sizes]
@@ -413,6 +435,10 @@ def _machine(found: dict[str, Any]) -> Machine:
 @cache
 def _shape(model: str) -> Any:
     """The model's sizes, from its configuration alone."""
+    from heptune.models.catalog import describe
+
+    if model == "minilm":
+        return describe(str(fetch(model))).shape
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -423,16 +449,17 @@ def _shape(model: str) -> Any:
 
 
 @cache
-def _form(model: str, technique: str, dtype: str, quantized: bool, trace: bool) -> StepForm:
+def _form(model: str, technique: str, dtype: str, quantized: bool, head: str, trace: bool) -> StepForm:
     """The book's formulas, or (where it has none, or with `trace`) those read off a tiny model now."""
     shape, settings = _shape(model), asdict(techniques.build(technique))  # type: ignore[call-overload]
     found = None
     if not trace:
-        found = book.find(Variant(shape.family, technique, settings, dtype, False, quantized, shape.head_tied))
+        found = book.find(Variant(shape.family, technique, settings, dtype, False, quantized, shape.head_tied, head))
     if found is None:
         from heptune.planning.trace import trace as traced
 
-        found = traced(shape.family, technique, settings, dtype=dtype, quantized=quantized, tied=shape.head_tied)
+        ways = {"dtype": dtype, "quantized": quantized, "tied": shape.head_tied, "head": head}
+        found = traced(shape.family, technique, settings, **ways)
     return found
 
 

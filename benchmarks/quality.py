@@ -23,7 +23,7 @@ WORDS, ENCODER = "smollm2-135m", "minilm"
 
 @dataclass(frozen=True)
 class Set:
-    """A base, a data set in the folder of the sets, how it is tuned, and how it is scored."""
+    """A base, a data set in the folder of the sets ({data} in what follows), how it is tuned, and how it is scored."""
 
     base: str
     data: str
@@ -40,13 +40,14 @@ SETS = {
     "minilm_banking77": Set(ENCODER, "banking77", "--batch-size 32 --epochs 2"),
     "minilm_ncbi_disease": Set(ENCODER, "ncbi_disease", "--batch-size 16 --epochs 3"),
     "minilm_wnut17": Set(ENCODER, "wnut17", "--batch-size 16 --epochs 3"),
-    "copa": Set(WORDS, "copa/train.jsonl", "--test ../shared/data/copa/dev.jsonl --batch-size 8 --epochs 2"),
+    "copa": Set(WORDS, "copa/train.jsonl", "--test {data}/copa/dev.jsonl --batch-size 8 --epochs 2"),
     "pubmedqa": Set(
         WORDS,
         "pubmedqa",
         "--column answers=final_decision --batch-size 8 --epochs 1 --max-length 512",
         "--limit 100 --column answers=final_decision",
     ),
+    "wikigold": Set(WORDS, "wikigold/all.jsonl", "--task extract --batch-size 16 --epochs 1", "--limit 120"),
     "chitchat": Set(WORDS, "chitchat", "--column messages=turns --batch-tokens 2048 --epochs 1 --max-length 512"),
 }
 
@@ -61,7 +62,8 @@ def main() -> None:
     chosen = parser.parse_args()
     run = chosen.out / chosen.name
     one = SETS[chosen.name]
-    tune = f"heptune tune {one.base} {chosen.data / one.data} {one.tune} --out {run}"
+    settings = one.tune.format(data=chosen.data)
+    tune = f"heptune tune {one.base} {chosen.data / one.data} {settings} --out {run}"
     score = f"heptune eval {run} {one.score}".strip()
     for command in (tune, score):
         print(f"$ {command}", flush=True)

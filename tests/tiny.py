@@ -139,9 +139,10 @@ _ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 ENCODERS = tuple(_ENCODERS)
 
 
-def tiny_encoder(family: str, seed: int = 0) -> PreTrainedModel:
+def tiny_encoder(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random encoder of `family` (see ENCODERS) in float32, in evaluation mode, without a pooling layer."""
     config_class, model_class, settings = _ENCODERS[family]
+    settings = {**settings, **overrides}
     config = getattr(transformers, config_class)(vocab_size=VOCABULARY, initializer_range=0.2, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

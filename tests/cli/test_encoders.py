@@ -46,7 +46,7 @@ def test_it_is_tuned_scored_and_used(heptune: Any, name: str, encoder: Path, rev
     said = heptune("tune", encoder, reviews, "--technique", name, *SMALL.get(name, []), "--out", run, *few)
     assert said.code == 0, said.err
     manifest = Run(run).manifest
-    assert manifest["task"]["name"] == "label" and manifest["predicted"] is None
+    assert manifest["task"]["name"] == "label" and manifest["predicted"]["memory_bytes"] > 0
     said = heptune("eval", run, "--json")
     assert said.code == 0, said.err
     rows = json.loads(said.out)["rows"]
@@ -126,7 +126,32 @@ def test_words_are_refused(heptune: Any, encoder: Path, reviews: Path, tmp_path:
     said = heptune("tune", encoder, reviews, "--task", "classify", "--out", tmp_path / "run")
     assert said.code == 1 and "this base is an encoder" in said.err and "--task label" in said.err
     assert not (tmp_path / "run").exists()
-    said = heptune("plan", encoder, reviews, "--task", "label")
-    assert said.code != 0 and "not yet linear heads" in said.err
-    said = heptune("plan", encoder, reviews)
-    assert said.code == 1 and "is an encoder" in said.err and "`heptune tune` and `heptune race` take it" in said.err
+    for data in ([], [reviews]):
+        said = heptune("plan", encoder, *data, "--task", "classify", "--gpu", "RTX 4090")
+        assert said.code == 2 and "an encoder cannot answer in words, so it cannot learn classify" in said.err
+
+
+def test_plan(heptune: Any, encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    def planned(base: Path, *words: Any) -> dict[str, Any]:
+        said = heptune(
+            "plan", base, *words, "--gpu", "RTX 4090", "--technique", "lora", "--technique", "full", "--json"
+        )
+        assert said.code == 0, said.err
+        return json.loads(said.out)
+
+    found = planned(encoder, reviews)
+    labels, hidden = 2, found["base"]["hidden"]
+    assert found["workload"]["task"] == "label" and found["command"][:3] == ["tune", str(encoder), str(reviews)]
+    lora, full = found["techniques"]
+    assert full["trainable"] == found["base"]["parameters"] + labels * (hidden + 1)
+    assert lora["fits"] and 0 < lora["estimate"]["peak_bytes"] < full["estimate"]["peak_bytes"]
+    largest = found["workload"]["largest_pass"]
+    assert largest["targets"] < largest["rows"]  # one mark for each text
+    assert planned(encoder)["workload"]["task"] == "label"
+    every = planned(encoder, "--task", "tag", "--examples", 40, "--length", 30)["workload"]
+    assert every["largest_pass"]["targets"] == every["largest_pass"]["rows"]
+    deberta = tmp_path / "deberta"
+    tiny_encoder("deberta-v2").save_pretrained(deberta)
+    tiny_encoder_tokenizer().save_pretrained(deberta)
+    said = heptune("plan", deberta, reviews, "--gpu", "RTX 4090")
+    assert said.code == 1 and "cannot be told who sees whom" in said.err and "`heptune race` take it" in said.err

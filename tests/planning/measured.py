@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from heptune import techniques
+from heptune.engine import marked
 from heptune.engine.forest import plant
 from heptune.engine.forward import Forward
+from heptune.engine.headed import Headed
 from heptune.engine.loop import accumulate
 from heptune.engine.optimizer import adamw
 from heptune.engine.settings import Settings
-from heptune.models.anatomy import Anatomy, dissect
+from heptune.models.anatomy import ENCODERS, Anatomy, dissect
 from heptune.models.quantization import quantize
+from heptune.models.readout import Readout
 from heptune.planning.forms import Pass
 from heptune.planning.live import LiveTracker, tensors_of
-from heptune.tasks.example import Example
-from tiny import VOCABULARY, tiny_model
+from heptune.tasks.example import WHOLE, Example
+from heptune.techniques._cost import Cost
+from tiny import VOCABULARY, tiny_encoder, tiny_model
+
+CLASSES = 11
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,13 @@ class Measured:
     scoring_peak: int
     gradients: int
     operations: int
+    classes: int = 0
+
+    @property
+    def cost(self) -> Cost:
+        """What the technique and the linear head add."""
+        cost, head = self.technique.cost(self.anatomy.shape), self.classes * (self.anatomy.shape.hidden + 1)
+        return replace(cost, trainable=cost.trainable + head, optimizer=cost.optimizer + 2 * head)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,10 +88,13 @@ def measure(
     recompute: bool = False,
     quantized: bool = False,
     micro_tokens: int = 10**6,
+    head: str = "",
     **overrides: Any,
 ) -> Measured:
-    """Two steps are made; the second is measured, as the optimizer has no moments before the first."""
-    anatomy = dissect(tiny_model(family, **overrides).to(dtype))
+    """Two steps are made; the second is measured, as the optimizer has no moments before the first. `head`: what a
+    linear head of `CLASSES` classes looks at, as in `book.Variant`; else words are learned."""
+    make = tiny_encoder if family in ENCODERS else tiny_model
+    anatomy = dissect(make(family, **overrides).to(dtype))
     chosen = techniques.build(technique, settings)
     if quantized or "quantizes_base" in chosen.capabilities:
         quantize(anatomy)
@@ -86,6 +102,10 @@ def measure(
     attached = chosen.attach(anatomy, 0)
     assert forward.attends_over_forests
     examples = examples_of(rows, root)
+    if head:
+        forward.readout = Readout(anatomy, CLASSES, False, 0)
+        attached = Headed(attached, forward.readout)
+        examples = [marked_as(example, head) for example in examples]
     optimizer = adamw(attached.parameters, 0.0)
 
     def step() -> int:
@@ -97,26 +117,40 @@ def measure(
         return found
 
     step()
-    network = getattr(attached, "network", None)
+    own = attached.attached if head else attached
+    network = getattr(own, "network", None)
     known = [
         *tensors_of(anatomy.model),
         *attached.parameters.values(),
         *(network.buffers() if network is not None else ()),
-        *(getattr(attached, "_originals", None) or {}).values(),
+        *(getattr(own, "_originals", None) or {}).values(),
         *(t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)),
     ]
     with _Counting(known) as training:
         standing = training.live_bytes
         gradients = step()
     attached.begin_step(None)
+    (together,) = forward.portions(examples, 10**6) if head else (examples,)  # in the order that they are laid out in
     with LiveTracker(known) as scoring:
-        forward.score(examples)
+        forward.score(together)
     passes = tuple(_pass(anatomy, portion) for portion in forward.portions(examples, micro_tokens))
     peaks = training.peak_bytes, scoring.peak_bytes
-    return Measured(anatomy, chosen, _pass(anatomy, examples), passes, standing, *peaks, gradients, training.count)
+    whole, classes = _pass(anatomy, together), CLASSES if head else 0
+    return Measured(anatomy, chosen, whole, passes, standing, *peaks, gradients, training.count, classes)
+
+
+def marked_as(example: Example, head: str) -> Example:
+    """The example for a linear head that looks at the means, or at every token ('rows')."""
+    places = [WHOLE] if head == "means" else range(len(example.tokens))
+    return Example.marked(example.tokens, tuple((place, place % CLASSES) for place in places), example.record)
 
 
 def _pass(anatomy: Anatomy, examples: list[Example]) -> Pass:
     placement = anatomy.placement
-    planted = plant([e.with_virtual_tokens(placement.front, placement.inner) for e in examples])
+    placed = [e.with_virtual_tokens(placement.front, placement.inner) for e in examples]
+    if examples[0].marks:
+        batch = marked.lay_out(placed, causal=anatomy.causal, padded=False)
+        begin, own = None if anatomy.causal else batch.begin, sum(len(e.tokens) for e in examples)
+        return Pass.of(batch.end, batch.position, len(batch.row), len(examples), begin=begin, own=own)
+    planted = plant(placed)
     return Pass.of(planted.end, planted.position, len(planted.target_row), len(examples))

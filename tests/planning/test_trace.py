@@ -24,17 +24,16 @@ NEAR, NEVER_UNDER = 0.03, 0.01
 
 def predicted(form: StepForm, found: Measured, dtype_bytes: int, quantized: bool) -> tuple[int, int]:
     shape = found.anatomy.shape
-    sizes = sizes_of(shape, found.settings, found.batch)
-    cost = found.technique.cost(shape)
-    memory = training_memory(shape, cost, form, sizes, dtype_bytes=dtype_bytes, quantized=quantized)
+    sizes = sizes_of(shape, found.settings, found.batch, found.classes)
+    memory = training_memory(shape, found.cost, form, sizes, dtype_bytes=dtype_bytes, quantized=quantized)
     scoring = memory.weights + memory.optimizer + form.forward_bytes(sizes, shape.layers)
     return memory.total, round(scoring)
 
 
 def compare(form: StepForm, found: Measured, dtype_bytes: int = 4, quantized: bool = False) -> None:
-    shape, cost = found.anatomy.shape, found.technique.cost(found.anatomy.shape)
+    shape, cost = found.anatomy.shape, found.cost
     total, scoring = predicted(form, found, dtype_bytes, quantized)
-    sizes = sizes_of(shape, found.settings, found.batch)
+    sizes = sizes_of(shape, found.settings, found.batch, found.classes)
     memory = training_memory(shape, cost, form, sizes, dtype_bytes=dtype_bytes, quantized=quantized)
     step, wanted = total - memory.weights - memory.optimizer, found.peak - found.standing
     assert -NEVER_UNDER <= step / wanted - 1 <= NEAR, f"the step takes {wanted} bytes, predicted are {step}"
@@ -62,6 +61,26 @@ def test_the_book_predicts_a_step(technique: str, family: str) -> None:
     form = book.find(Variant(shape.family, technique, found.settings, "float32", False, quantized, shape.head_tied))
     assert form is not None
     compare(form, found, quantized=quantized)
+
+
+HEADS = [
+    *((family, "means") for family in ("bert", "distilbert", "modernbert")),
+    *((family, "rows") for family in ("bert", "electra", "llama")),  # electra is taken for bert, see `book.ALIKE`
+]
+
+
+@pytest.mark.parametrize(("family", "head"), HEADS)
+@pytest.mark.parametrize("technique", ["lora", "adapter", "prompt", "p_tuning_v2", "qlora"])
+def test_a_step_of_a_linear_head_is_predicted(technique: str, family: str, head: str) -> None:
+    layers = {"n_layers" if family == "distilbert" else "num_hidden_layers": 5}
+    found = measure(family, technique, rows=400, head=head, **layers)
+    quantized = "quantizes_base" in found.technique.capabilities
+    variant = Variant(family, technique, found.settings, "float32", False, quantized, head=head)
+    form = trace(family, technique, found.settings, quantized=quantized, head=head)
+    compare(form, found, quantized=quantized)
+    assert book.find(variant) == (None if family == "llama" else form)
+    shape, sizes = found.anatomy.shape, sizes_of(found.anatomy.shape, found.settings, found.batch, found.classes)
+    assert found.operations == pytest.approx(form.work(sizes, shape.layers).operations, rel=0.1)
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -96,6 +115,13 @@ def test_the_book_is_what_is_traced_now(family: str, technique: str) -> None:
     settings = vars(techniques.build(technique))
     stored = book.find(Variant(family, technique, settings))
     assert trace(family, technique, settings, tied=False) == stored
+
+
+@pytest.mark.parametrize("family", book.ALIKE)
+def test_encoders_that_compute_alike(family: str) -> None:
+    settings = vars(techniques.build("prefix"))
+    stored = book.find(Variant(family, "prefix", settings, head="means"))
+    assert stored is not None and trace(family, "prefix", settings, head="means") == stored
 
 
 def test_a_form_survives_json_and_names_what_does_not_fit() -> None:

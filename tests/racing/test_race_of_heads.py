@@ -1,4 +1,4 @@
-"""Races of linear heads, on an encoder and on a decoder: no formula covers them, so steps are tried instead."""
+"""Races of linear heads, on encoders and on a decoder. No formula covers a padded encoder: steps are tried instead."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from heptune import api
 from heptune.core.events import ignore
 from heptune.racing import course
+from heptune.racing import forecast as forecasts
 from heptune.racing.places import Here
 from heptune.racing.race import Race
 from heptune.reporting.report import report
@@ -18,12 +19,15 @@ from heptune.runs.files import read_json
 from tiny import tiny_encoder, tiny_encoder_tokenizer
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "tiny"
-    tiny_encoder("bert").save_pretrained(folder)
+def saved(family: str, folder: Path) -> Path:
+    tiny_encoder(family).save_pretrained(folder)
     tiny_encoder_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("bert", tmp_path_factory.mktemp("encoder") / "tiny")
 
 
 def raced(base: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, task: str | None = None) -> Race:
@@ -44,12 +48,18 @@ def raced(base: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch,
     )
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", "padded", "decoder"])
 def test_labels(
     kind: str, encoder: Path, base: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {"encoder": (encoder, None), "decoder": (base, "label")}[kind]
-    race = raced(chosen[0], reviews, tmp_path / "race", monkeypatch, chosen[1])
+    begun = []
+    if kind == "padded":
+        own = forecasts._measured
+        monkeypatch.setattr(forecasts, "_measured", lambda *all: begun.append(kind) or own(*all))  # type: ignore[func-returns-value]
+        encoder = saved("deberta-v2", tmp_path / "deberta")
+    chosen, task = (base, "label") if kind == "decoder" else (encoder, None)
+    race = raced(chosen, reviews, tmp_path / "race", monkeypatch, task)
+    assert begun == ([kind] if kind == "padded" else [])
     assert race.values["task"]["name"] == "label" and race.verdict["metric"] == "accuracy"
     names = {each["name"] for each in race.verdict["contenders"]}
     rivals = {"base, linear probe", "TF-IDF + logistic regression", "most frequent label"}

@@ -72,7 +72,7 @@ def lay_out(examples: Sequence[Example], *, causal: bool, padded: bool) -> Marke
         empty += [*[False] * length, *[True] * filling]
         owner += [*(number if t >= 0 else -1 for t in example.tokens), *[-1] * filling]
         marks += [(rows + number if t == WHOLE else start + t, code, number) for t, code in example.marks]
-    row, code, of = np.array(marks, np.int64).T
+    row, code, of = (np.array(column, np.int64) for column in zip(*marks, strict=True))
     return Marked(
         token=np.array(token, np.int64),
         position=np.array(position, np.int64),

@@ -67,6 +67,7 @@ class BaseFacts:
     tunable: str | None
     note: str | None = None
     entry: Entry | None = None
+    both_ways: bool = False
 
 
 @cache
@@ -108,7 +109,8 @@ def describe(name: str, *, listener: Listener = ignore) -> BaseFacts:
     if name in EMBEDDED or _HUB_ID.fullmatch(name):
         from heptune.models.load import read_config
 
-        return _facts(name, read_config(name, listener=listener), f"config.json of {name} on the hub", name, listener)
+        origin = "its config.json" if name in EMBEDDED else f"config.json of {name} on the hub"
+        return _facts(name, read_config(name, listener=listener), origin, name, listener)
     if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise BaseModelError(f"there is no folder or file {name}; {_KNOWN}")
     close = nearest(name, entries())
@@ -136,26 +138,22 @@ def _local_config(name: str, path: Path) -> Mapping[str, Any]:
 
 
 def _facts(name: str, config: Mapping[str, Any], origin: str, tunable: str, listener: Listener) -> BaseFacts:
-    family = config.get("model_type")
+    family, both_ways = config.get("model_type"), False
     if family in families() and family not in NOT_IN_TRANSFORMERS:
         shape = shape_of(config)
     else:
         from heptune.models.load import both_ways_of
 
-        if both_ways_of(config):
-            raise BaseModelError(
-                f"{name} is an encoder: it learns with a linear head, and the planner knows trainings in words, "
-                "not yet linear heads; `heptune tune` and `heptune race` take it"
-            )
         listener(Note(f"the sizes of a {family} model are read off the model itself, built without weights"))
-        shape = _dissected(config)
-    return BaseFacts(name, shape, config, origin, shape.family, tunable)
+        both_ways = both_ways_of(config)
+        shape = _dissected(config, both_ways)
+    return BaseFacts(name, shape, config, origin, shape.family, tunable, both_ways=both_ways)
 
 
-def _dissected(config: Mapping[str, Any]) -> ModelShape:
+def _dissected(config: Mapping[str, Any], both_ways: bool) -> ModelShape:
     """The shape of a family without a closed form: the model is built without memory and taken apart."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from heptune.models.anatomy import dissect
@@ -163,10 +161,12 @@ def _dissected(config: Mapping[str, Any]) -> ModelShape:
     try:
         made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(made)
+            model = (AutoModel if both_ways else AutoModelForCausalLM).from_config(made)
+        if both_ways and getattr(model, "pooler", None) is not None:
+            model.pooler = None  # as in models/load.py
     except Exception as problem:
         raise BaseModelError(
             f"transformers cannot build a {config.get('model_type')} model from its config.json "
-            f"({type(problem).__name__}: {problem}); take a base whose architecture it knows as a causal language model"
+            f"({type(problem).__name__}: {problem}); take a base whose architecture it knows"
         ) from problem
     return dissect(model).shape

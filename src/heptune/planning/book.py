@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def structure(settings: Mapping[str, Any]) -> dict[str, Any]:
 class Variant:
     """What decides a form. `family`: transformers' model type. `dtype`: of the base's weights, 'float32' or 'bfloat16'.
     `recompute`: whether activations are computed again. `quantized`: the base lies in 4 bits. `tied`: the head is the
-    embedding."""
+    embedding. `head`: where a linear head looks, at 'rows' or at 'means' of examples; '' where words are learned."""
 
     family: str
     technique: str
@@ -49,18 +49,25 @@ class Variant:
     recompute: bool = False
     quantized: bool = False
     tied: bool = False
+    head: str = ""
 
     @property
     def key(self) -> str:
         """Its name in the book: equal where the forms are."""
         settings = json.dumps(structure(self.settings), sort_keys=True)
         ways = [name for name in ("recompute", "quantized", "tied") if getattr(self, name)]
-        return "|".join([self.family, self.technique, settings, self.dtype, *ways])
+        head = [f"head at {self.head}"] if self.head else []
+        return "|".join([self.family, self.technique, settings, self.dtype, *ways, *head])
+
+
+# Encoders that compute as another one does; a test compares.
+ALIKE = dict.fromkeys(("roberta", "xlm-roberta", "camembert", "electra"), "bert")
 
 
 def find(variant: Variant) -> StepForm | None:
     """The stored form; None where there is none (`planning.trace` makes it then)."""
     book = read()
+    variant = replace(variant, family=ALIKE.get(variant.family, variant.family))
     number = book["entries"].get(variant.key)
     return None if number is None else StepForm.from_json(book["forms"][number])
 

@@ -121,10 +121,16 @@ class Estimate:
 
 
 class Estimator:
-    """Estimates for one base, workload and target; forms and layouts are found once."""
+    """Estimates for one base, workload and target; forms and layouts are found once. Raises `TechniqueError` for a
+    linear head on a base whose batches are padded: no formula covers it."""
 
     def __init__(self, base: BaseFacts, workload: Workload, place: Target) -> None:
         self.base, self.workload, self.target = base, workload, place
+        if workload.classes and self._padded:
+            raise TechniqueError(
+                f"the attention of {base.form_family} cannot be told who sees whom, so its batches are padded; with a "
+                "linear head such a training is not planned, though `heptune tune` and `heptune race` take it"
+            )
         self._layouts = lru_cache(maxsize=256)(self._lay_out)
         self._forms: dict[tuple[str, str, bool, bool], StepForm] = {}
         self._scoring = lru_cache(maxsize=32)(self._lay_out_scoring)
@@ -141,8 +147,10 @@ class Estimator:
         return self.base.shape
 
     def cost(self, candidate: Candidate) -> Cost:
-        """What the technique adds, in elements."""
-        return cost_of(candidate.name, candidate.settings, self.shape, self.base.entry)
+        """What the technique and the task's linear head add, in elements."""
+        cost = cost_of(candidate.name, candidate.settings, self.shape, self.base.entry)
+        head = self.workload.classes * (self.shape.hidden + 1)
+        return replace(cost, trainable=cost.trainable + head, optimizer=cost.optimizer + 2 * head)
 
     def dtype(self, candidate: Candidate) -> str:
         """The type of the base's weights: where they are trained themselves float32, else the target's."""
@@ -184,6 +192,7 @@ class Estimator:
                 recompute=settings.recompute,
                 quantized=quantized,
                 tied=self.shape.head_tied,
+                head=self.workload.head,
             )
             self._forms[key] = form(variant, self.shape.layers, self.base.config if own else None)
         return self._forms[key]
@@ -211,7 +220,7 @@ class Estimator:
         width, quantized = _BYTES[self.dtype(candidate)], self.quantized(candidate, settings)
 
         def sizes(one: Pass) -> dict[str, float]:
-            return sizes_of(shape, candidate.settings, one)
+            return sizes_of(shape, candidate.settings, one, self.workload.classes)
 
         def training(one: Pass) -> Memory:
             return training_memory(
@@ -340,6 +349,7 @@ def mean_pass(passes: Sequence[Pass], share: float = 1.0) -> Pass:
         gathered=mean("gathered", 0) if known else 0,
         gathering=mean("gathering", 0) if known else 0,
         widest=max(1, round(sum(whole) / len(whole))) if known else None,
+        own=mean("own", 0) if all(one.own is not None for one in passes) else None,
     )
 
 

@@ -9,7 +9,7 @@ Each i is a moment of the step, `base` what is alive then with L0 layers, `slope
 polynomials, like 4*T*d + 8*T*f, in these sizes:
 
     T    rows of the pass                          d    hidden width
-    U    rows with targets                         f    width of the MLP
+    U    targets                                   f    width of the MLP
     C    rows of one chunk of logits               q    heads * head width
     c    rows of a second one, 0 where one is      kv   key/value heads * head width
          enough                                    H    heads          K    key/value heads
@@ -20,6 +20,7 @@ polynomials, like 4*T*d + 8*T*f, in these sizes:
     Ng   those whose keys are gathered             Z    positions that the model has
     g    as k, where keys are gathered: copied     e    width of a prompt encoder
     j    k + P                                     X    experts        w    width of an expert
+    Y    classes of a linear head                  O    rows that are an example's own: T without virtual tokens
 
     R, Rp, Rg, Rj, Rk: the sums over all blocks but one of rows, rows * keys, gathered keys, rows * (keys + P), and
     keys + P
@@ -57,11 +58,11 @@ class Pass:
     """What one forward and backward pass computes on.
 
     `rows`: T, virtual tokens among them included (where batches are padded, the padding too). `pairs`: the sum over
-    attention blocks of query rows * keys. `targets`: supervised tokens. `examples`: how many.
+    attention blocks of query rows * keys. `targets`: supervised tokens, or a linear head's marks. `examples`: how many.
 
     What follows is found by `of`; where it is not given it is estimated. `blocks`: attention blocks. `keys`: the sum of
     the blocks' keys, `gathered`: those of the `gathering` blocks, whose keys do not stand in one piece (they are
-    copied), `widest`: the most keys of one block.
+    copied), `widest`: the most keys of one block. `own`: rows that are no virtual tokens; None: all of them.
     """
 
     rows: int
@@ -73,13 +74,24 @@ class Pass:
     gathered: int = 0
     gathering: int = 0
     widest: int | None = None
+    own: int | None = None
 
     @classmethod
-    def of(cls, end: np.ndarray, position: np.ndarray, targets: int, examples: int, window: int | None = None) -> Pass:
-        """The pass over a forest (`end`, `position`: see `engine/forest.py`), counted on its attention blocks."""
+    def of(
+        cls,
+        end: np.ndarray,
+        position: np.ndarray,
+        targets: int,
+        examples: int,
+        window: int | None = None,
+        begin: np.ndarray | None = None,
+        own: int | None = None,
+    ) -> Pass:
+        """The pass over a forest (`end`, `position`: see `engine/forest.py`; `begin`: see `engine/marked.py`), counted
+        on its attention blocks."""
         pairs = keys = gathered = gathering = widest = blocks = 0
         for start, stop in cuts(position):
-            found, _ = keys_of(end, position, start, stop, window)
+            found, _ = keys_of(end, position, start, stop, window, begin)
             pairs += (stop - start) * len(found)
             keys += len(found)
             widest = max(widest, len(found))
@@ -87,7 +99,7 @@ class Pass:
             if found[-1] - found[0] + 1 != len(found):
                 gathered += len(found)
                 gathering += 1
-        return cls(len(end), pairs, targets, examples, blocks, keys, gathered, gathering, widest)
+        return cls(len(end), pairs, targets, examples, blocks, keys, gathered, gathering, widest, own)
 
 
 @dataclass(frozen=True)
@@ -277,8 +289,9 @@ _TEMPLATE_COUNT = re.compile(r"\{p:(\d+)\}")
 VIRTUAL_TOKENS = 20
 
 
-def sizes_of(shape: ModelShape, settings: Mapping[str, Any], batch: Pass) -> dict[str, float]:
-    """The value of every size (see the module's docstring) for a model, a technique's settings and a pass."""
+def sizes_of(shape: ModelShape, settings: Mapping[str, Any], batch: Pass, classes: int = 0) -> dict[str, float]:
+    """The value of every size (see the module's docstring) for a model, a technique's settings, a pass, and the classes
+    of a linear head."""
     positions = virtual_tokens(settings)
     encoder = settings.get("encoder_hidden") or (
         shape.embedding // 2 if settings.get("encoder", "lstm") == "lstm" else shape.embedding
@@ -294,6 +307,7 @@ def sizes_of(shape: ModelShape, settings: Mapping[str, Any], batch: Pass) -> dic
     pairs = float(batch.pairs)
     return {
         "T": rows,
+        "O": float(batch.rows if batch.own is None else batch.own),
         "U": targets,
         "C": chunk,
         "c": min(chunk, targets - chunk),
@@ -302,6 +316,7 @@ def sizes_of(shape: ModelShape, settings: Mapping[str, Any], batch: Pass) -> dic
         "d": float(shape.hidden),
         "f": float(mlp_width(shape)),
         "V": float(shape.vocabulary),
+        "Y": float(classes),
         "q": float(shape.heads * shape.head_width),
         "kv": float(shape.kv_heads * shape.head_width),
         "H": float(shape.heads),

@@ -77,4 +77,5 @@ def _trace(variant: Variant, config: Mapping[str, Any] | None, layers: int | Non
         quantized=variant.quantized,
         tied=variant.tied,
         layers=layers,
+        head=variant.head,
     )

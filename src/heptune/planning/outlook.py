@@ -27,8 +27,10 @@ def estimator_of(
 ) -> Estimator:
     """Estimates for a base that is loaded (nothing has been put into it yet) on this machine."""
     config = anatomy.model.config.get_text_config().to_dict()
-    facts = BaseFacts(name, anatomy.shape, config, "the loaded base", anatomy.shape.family, name)
-    return Estimator(facts, of_data(task, parts, template, settings, name), target(listener=listener))
+    family, causal = anatomy.shape.family, anatomy.causal
+    facts = BaseFacts(name, anatomy.shape, config, "the loaded base", family, name, both_ways=not causal)
+    workload = of_data(task, parts, template, settings, name, causal)
+    return Estimator(facts, workload, target(listener=listener))
 
 
 def told(estimate: Estimate, steps: int | None = None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from heptune.planning.priors import Prior, priors
 from heptune.planning.target import Target, target
 from heptune.planning.workload import Placement, Workload, assumed, of_data
 from heptune.tasks.options import TaskOptions
-from heptune.tasks.template import ChatTemplate
+from heptune.tasks.template import ChatTemplate, PlainText
 
 SCHEMA = 1
 
@@ -209,7 +209,7 @@ def plan(
     facts = describe(base, listener=listener)
     place = target(gpu, memory, devices, machine=machine, listener=listener)
     if data is None:
-        workload = assumed(task, examples, length)
+        workload = assumed(task, examples, length, causal=not facts.both_ways)
     else:
         workload = _of_files(base, facts, data, task, options or DataOptions(), posed, knobs, listener)
     estimator = Estimator(facts, workload, place)
@@ -276,11 +276,12 @@ def _of_files(
 ) -> Workload:
     files = read_files(data, options, listener)
     parts = files.cut(options, settings.seed)
-    goal = tasks.pose(task or tasks.choose(files.train.kind), parts.train, posed)
-    return of_data(goal, parts, _template(base, facts, listener), settings, str(data))
+    goal = tasks.pose(task or tasks.choose(files.train.kind, words=not facts.both_ways), parts.train, posed)
+    template = _template(base, facts, listener)
+    return of_data(goal, parts, template, settings, str(data), causal=not facts.both_ways)
 
 
-def _template(base: str, facts: BaseFacts, listener: Listener) -> ChatTemplate | None:
+def _template(base: str, facts: BaseFacts, listener: Listener) -> ChatTemplate | PlainText | None:
     """The base's own template; None where its tokenizer cannot be had without its weights."""
     name = facts.tunable
     if name in EMBEDDED and not Path(base).expanduser().exists():
@@ -291,7 +292,8 @@ def _template(base: str, facts: BaseFacts, listener: Listener) -> ChatTemplate |
     from heptune.models.load import load_tokenizer
 
     try:
-        return ChatTemplate(load_tokenizer(name, listener=listener))
+        tokenizer = load_tokenizer(name, listener=listener)
+        return PlainText(tokenizer) if facts.both_ways else ChatTemplate(tokenizer)
     except HeptuneError as problem:
         listener(Note(f"the tokenizer of {name} is out of reach: {problem}", "warning"))
         return None

@@ -29,6 +29,8 @@ TIERS = {1: "among the best", 2: "somewhat behind", 3: "clearly behind"}
 
 _NEAR, _FAR = 0.02, 0.10  # shares of the best score: less is no difference for use, more is a clear one
 _OTHER_TASK, _OWN_RACE = 1 / 3, 3.0
+# Tasks of one kind: answered in words, or seen by a linear head.
+_KIND = {"label": "classify", "tag": "extract"}
 _RACES_FILE = "races.jsonl"
 
 
@@ -166,7 +168,7 @@ def _prior(technique: str, task: str, examples: int, comparisons: Sequence[Compa
 def _weight(comparison: Comparison, task: str, examples: int) -> float:
     distance = abs(math.log10(max(1, comparison.examples)) - math.log10(max(1, examples)))
     weight = 1 / (1 + distance)
-    weight *= 1.0 if comparison.task == task else _OTHER_TASK
+    weight *= 1.0 if _KIND.get(comparison.task, comparison.task) == _KIND.get(task, task) else _OTHER_TASK
     return weight * (_OWN_RACE if comparison.own else 1.0)
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from heptune.core.errors import BaseModelError
-from heptune.models.anatomy import dissect
+from heptune.models.anatomy import ENCODERS, dissect, is_encoder
 from heptune.models.quiet import quiet
 
 
@@ -41,13 +41,14 @@ class Sizes:
     X: int  # experts
     w: int  # and their width
     Z: int  # positions
+    Y: int  # classes of a linear head
 
 
 # Three are needed to tell one product of sizes from another; the values have few factors in common.
 SPECIMENS = (
-    Sizes(120, 104, 2, 3, 8, 211, 5, 9, 7, 10, 3, 17, (29, 33, 24), (26, 57, 68), 11, 8, 10, 48, 523),
-    Sizes(168, 136, 3, 2, 16, 251, 7, 11, 13, 14, 5, 11, (37, 27, 41), (34, 49, 81), 14, 9, 13, 72, 541),
-    Sizes(280, 184, 5, 4, 24, 307, 9, 13, 10, 26, 4, 13, (31, 28, 35), (29, 46, 73), 13, 7, 18, 112, 557),
+    Sizes(120, 104, 2, 3, 8, 211, 5, 9, 7, 10, 3, 17, (29, 33, 24), (26, 57, 68), 11, 8, 10, 48, 523, 17),
+    Sizes(168, 136, 3, 2, 16, 251, 7, 11, 13, 14, 5, 11, (37, 27, 41), (34, 49, 81), 14, 9, 13, 72, 541, 29),
+    Sizes(280, 184, 5, 4, 24, 307, 9, 13, 10, 26, 4, 13, (31, 28, 35), (29, 46, 73), 13, 7, 18, 112, 557, 23),
 )
 
 
@@ -70,7 +71,12 @@ def _build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(0)
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            if not is_encoder(config):
+                return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModel.from_config(config, dtype=dtype)
+            if getattr(model, "pooler", None) is not None:
+                model.pooler = None  # as in models/load.py
+            return model
     except (ValueError, TypeError, KeyError, RuntimeError) as problem:
         raise BaseModelError(
             f"no small {config.model_type} could be made to count on: {str(problem).splitlines()[0]}; such a base "
@@ -114,7 +120,9 @@ def _replaced(given: dict[str, Any], names: dict[str, str], sizes: Sizes, layers
         "intermediate_size": sizes.f,
         "n_inner": sizes.f,
         "ffn_dim": sizes.f,
+        "hidden_dim": sizes.f,
         "word_embed_proj_dim": hidden,
+        "embedding_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -128,10 +136,14 @@ def _replaced(given: dict[str, Any], names: dict[str, str], sizes: Sizes, layers
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+        "cls_token_id": None,
+        "sep_token_id": None,
     }
     if given.get("layer_types"):
         kinds = list(dict.fromkeys(given["layer_types"]))
         found["layer_types"] = [kinds[i % len(kinds)] for i in range(layers)]
+    if given.get("model_type") in ENCODERS and (given.get("pad_token_id") or 0) < sizes.V:
+        found["pad_token_id"] = given.get("pad_token_id")  # RoBERTa counts positions from there on
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout"):
         found[name] = 0.0
     return found

@@ -30,6 +30,7 @@ from transformers import PretrainedConfig
 from heptune import techniques
 from heptune.engine import loss as loss_module
 from heptune.engine.forward import Forward
+from heptune.engine.headed import Headed
 from heptune.engine.loop import accumulate
 from heptune.engine.optimizer import adamw
 from heptune.engine.settings import Settings
@@ -38,11 +39,12 @@ from heptune.models.attention import Block, Visibility
 from heptune.models.blocks import BLOCK_ROWS
 from heptune.models.quantization import quantize
 from heptune.models.quiet import quiet
+from heptune.models.readout import Readout
 from heptune.planning.forms import CHUNK_ELEMENTS, Counted, Line, Polynomial, StepForm, value
 from heptune.planning.live import LiveTracker, tensors_of
 from heptune.planning.specimens import SPECIMENS, Sizes, specimen
 from heptune.planning.symbols import Symbols
-from heptune.tasks.example import Example
+from heptune.tasks.example import WHOLE, Example
 
 __all__ = ["LiveTracker", "tensors_of", "trace"]
 
@@ -158,13 +160,15 @@ def trace(
     quantized: bool = False,
     tied: bool | None = None,
     layers: int | None = None,
+    head: str = "",
 ) -> StepForm:
     """The form of a technique on an architecture: transformers' model type, or a configuration.
 
     `dtype`: the type of the base's weights. `tied`: whether the head is the embedding; None: as the configuration says.
     `layers`: the base's number of layers, where settings name layers one by one; the form holds for that number alone.
+    `head`: where a linear head looks; see `book.Variant`.
     """
-    run = _Run(architecture, technique, dict(settings or {}), getattr(torch, dtype), recompute, quantized, tied)
+    run = _Run(architecture, technique, dict(settings or {}), getattr(torch, dtype), recompute, quantized, tied, head)
     few = layers if layers is not None else run.base_layers()
     training, scoring, kept = run.record(few)
     if layers is not None:
@@ -201,6 +205,7 @@ class _Run:
     recompute: bool
     quantized: bool
     tied: bool | None
+    head: str
 
     def base_layers(self) -> int:
         """L0: two, or more where the settings count layers from the top."""
@@ -239,8 +244,14 @@ class _Run:
             attached = technique.attach(anatomy, 0)
         kept = [s.size for s in attaching.recording.storages if s.died is None and s.source not in ("known", "read")]
         placement = anatomy.placement
-        virtual = placement.front + sizes.B * placement.inner
-        examples = _examples(sizes, blocks, virtual, forward.attends_over_forests)
+        if self.head:
+            forward.readout = Readout(anatomy, sizes.Y, False, 0)
+            kept += [parameter.nbytes for parameter in forward.readout.parameters()]
+            attached = Headed(attached, forward.readout)
+            examples = _marked_examples(sizes, blocks, placement.front + placement.inner, self.head)
+        else:
+            virtual = placement.front + sizes.B * placement.inner
+            examples = _examples(sizes, blocks, virtual, forward.attends_over_forests)
         optimizer = adamw(attached.parameters, 0.0)
         settings = Settings(micro_tokens=10**6)
 
@@ -262,6 +273,9 @@ class _Run:
             with _Recorder(known) as scoring, torch.no_grad():
                 forward.score(examples)
         found = _values(sizes, anatomy.shape, blocks, placement, forward.attends_over_forests)
+        if self.head:
+            own = sum(len(example.tokens) for example in examples)
+            found |= {"O": own, "Y": sizes.Y, "U": sum(len(example.marks) for example in examples)}
         return training.recording, scoring.recording, kept, found
 
     def _sized(self, sizes: Sizes, hidden: int) -> dict[str, Any]:
@@ -316,6 +330,21 @@ def _examples(sizes: Sizes, blocks: int, virtual: int, forest: bool) -> list[Exa
         if supervised > length:
             raise AssertionError(f"a specimen's example has {length} rows and {supervised} targets")
         examples.append(Example(tokens, tuple(t > length - supervised for t in range(length + 1)), number))
+    return examples
+
+
+def _marked_examples(sizes: Sizes, blocks: int, virtual: int, head: str) -> list[Example]:
+    """Examples with `_rows` rows, each one's virtual tokens included; with U = C + c marks, or one mark each."""
+    own = _rows(sizes, blocks) - sizes.B * virtual
+    lengths = [own // sizes.B] * sizes.B
+    lengths[-1] += own - sum(lengths)
+    marks = [(sizes.C + sizes.c) // sizes.B] * sizes.B
+    marks[-1] += sizes.C + sizes.c - sum(marks)
+    examples = []
+    for number, (length, count) in enumerate(zip(lengths, marks, strict=True)):
+        tokens = tuple(2 + (number + t) % (sizes.V - 2) for t in range(length))
+        places = [WHOLE] if head == "means" else [t % length for t in range(count)]
+        examples.append(Example.marked(tokens, tuple((place, number % sizes.Y) for place in places), number))
     return examples
 
 
@@ -374,7 +403,7 @@ def _values(sizes: Sizes, shape: Any, blocks: int, placement: Any, forest: bool)
     return found
 
 
-_ROW_SYMBOLS = ("T", "U", "C", "c", "B", "P", "l", *(f"{s}{i}" for i in range(3) for s in "bkj"))
+_ROW_SYMBOLS = ("T", "O", "U", "C", "c", "B", "P", "l", *(f"{s}{i}" for i in range(3) for s in "bkj"))
 
 
 def _symbols(values: Sequence[dict[str, int]]) -> Symbols:
@@ -451,7 +480,7 @@ def _part(storage: _Storage, size: Polynomial) -> str:
     if storage.gradient:
         return "gradients"
     symbols = {symbol for monomial in size for symbol in monomial.split("*")}
-    if "V" in symbols and symbols & {"C", "c", "U", "T"}:
+    if ("V" in symbols and symbols & {"C", "c", "U", "T"}) or ("Y" in symbols and symbols & {"U", "B"}):
         return "logits"
     if storage.phase == _FORWARD and storage.died not in (_FORWARD, None):
         return "activations"
@@ -609,8 +638,10 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
     targets = np.maximum(1, (rows * draw.uniform(0, 1, _SAMPLES)).round())
     chunk = np.minimum(targets, np.maximum(1, CHUNK_ELEMENTS // vocabulary))
     g, met = np.minimum(widest, gathered), widest + positions
+    classes = np.random.default_rng(1).integers(2, 200, _SAMPLES)
     return {
         "T": rows,
+        "O": np.maximum(examples, rows - examples * positions),
         "U": targets,
         "C": chunk,
         "c": np.minimum(chunk, targets - chunk),
@@ -619,6 +650,7 @@ def _plausible() -> tuple[dict[str, Any], np.ndarray]:
         "d": d,
         "f": (d * draw.uniform(1, 8, _SAMPLES)).round(),
         "V": vocabulary,
+        "Y": classes,
         "q": kv_heads * groups * width,
         "kv": kv_heads * width,
         "H": kv_heads * groups,

@@ -10,25 +10,25 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from heptune import tasks
-from heptune.core.errors import TechniqueError
+from heptune.core.errors import UsageError
 from heptune.core.events import ignore
 from heptune.core.registry import unknown
 from heptune.data.corpus import Documents
 from heptune.data.parts import DataParts
 from heptune.data.record import Message, Record
 from heptune.data.splits import sample
-from heptune.engine import forest
+from heptune.engine import forest, marked
 from heptune.engine.batches import Batches
 from heptune.engine.settings import Settings
 from heptune.planning.forms import Pass
-from heptune.tasks.example import Example
-from heptune.tasks.template import ChatTemplate, Segment
+from heptune.tasks.example import WHOLE, Example
+from heptune.tasks.template import ChatTemplate, PlainText, Segment
 
 # Records that are encoded to count on (sums come within a few percent), and how many of the longest of all.
 SAMPLED = 400
@@ -41,13 +41,14 @@ SCORING_ROWS = 4096
 # What is assumed of a workload that nobody describes.
 ASSUMED_EXAMPLES, ASSUMED_LENGTH = 1000, 512
 _SUPERVISED_SHARE = 0.25
+_ASSUMED_CLASSES = {"label": 2, "tag": 9}  # BIO tags of four types
 _ASSUMED_TOKENS = 1 << 15  # laid out for an assumed workload: all its passes are alike
 
 CHARACTERS_PER_TOKEN = 4
 _TURN_TOKENS = 4  # a turn's marks in a chat template
 
 # Families that do not go through transformers' attention interface: their batches are padded (docs/engine.md).
-PADDED_FAMILIES = frozenset({"bloom", "codegen", "falcon", "gpt_neo", "gptj", "mpt"})
+PADDED_FAMILIES = frozenset({"bloom", "codegen", "deberta-v2", "falcon", "gpt_neo", "gptj", "mpt"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class Encoded:
 @dataclass(frozen=True)
 class Workload:
     """What is learned from. `examples` and `validation` count records; `said` describes it in words. `encode` gives the
-    examples as they are when none may be longer than that many tokens. `assumed`: nobody described it."""
+    examples as they are when none may be longer than that many tokens. `assumed`: nobody described it. `classes`: those
+    of the task's linear head, 0 where words are learned; `head`: where it looks (see `book.Variant`). `causal`: whether
+    a token sees only what stands before it."""
 
     task: str
     examples: int
@@ -73,6 +76,9 @@ class Workload:
     said: tuple[str, ...]
     encode: Callable[[int], Encoded]
     assumed: bool = False
+    classes: int = 0
+    head: str = ""
+    causal: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,22 +133,45 @@ class Layout:
         }
 
 
-def assumed(task: str | None = None, examples: int | None = None, length: int | None = None) -> Workload:
-    """A workload of so many equally long examples that share nothing."""
+def assumed(
+    task: str | None = None, examples: int | None = None, length: int | None = None, causal: bool = True
+) -> Workload:
+    """A workload of so many equally long examples that share nothing; `causal`: see `Workload`."""
     if task is not None and task not in tasks.names():
         raise unknown("task", task, tasks.names())
+    name = task or ("chat" if causal else "label")
+    _require_head(name, causal)
     count, tokens = examples or ASSUMED_EXAMPLES, length or ASSUMED_LENGTH
-    words = f"assumed, as no data was named: {count} examples of {tokens} tokens, a quarter of them supervised"
+    classes = _ASSUMED_CLASSES.get(name, 0)
+    learned = f"{classes} classes" if classes else "a quarter of them supervised"
+    words = f"assumed, as no data was named: {count} examples of {tokens} tokens, {learned}"
     judged = count // 10
+    make = partial(_made_up_with_marks, name, causal) if classes else _made_up
 
     @cache
     def encode(max_length: int) -> Encoded:
         size = min(tokens, max_length)
         few = min(count, max(8, _ASSUMED_TOKENS // size))
-        made = tuple(_made_up(i, size) for i in range(few))
+        made = tuple(make(i, size) for i in range(few))
         return Encoded(made, made[:2], made[: min(judged, few)], few, min(judged, few))
 
-    return Workload(task or "chat", count, judged, (f"{words}, nothing shared",), encode, assumed=True)
+    return Workload(
+        name,
+        count,
+        judged,
+        (f"{words}, nothing shared",),
+        encode,
+        assumed=True,
+        classes=classes,
+        head=_head(make(0, tokens)),
+        causal=causal,
+    )
+
+
+def _head(example: Example) -> str:
+    if not example.marks:
+        return ""
+    return "means" if example.marks[0][0] == WHOLE else "rows"
 
 
 def _made_up(index: int, length: int) -> Example:
@@ -150,15 +179,24 @@ def _made_up(index: int, length: int) -> Example:
     return Example((index + 1,) * length, tuple(t >= lead for t in range(length)), index)
 
 
+def _made_up_with_marks(task: str, causal: bool, index: int, length: int) -> Example:
+    """Every token marked for tag; the whole for label, or (where tokens see backwards alone) its last token."""
+    places = range(length) if task == "tag" else [length - 1 if causal else WHOLE]
+    return Example.marked((index + 1,) * length, tuple((place, 0) for place in places), index)
+
+
 def of_data(
-    task: tasks.Task, parts: DataParts, template: ChatTemplate | None, settings: Settings, where: str
+    task: tasks.Task,
+    parts: DataParts,
+    template: ChatTemplate | PlainText | None,
+    settings: Settings,
+    where: str,
+    causal: bool = True,
 ) -> Workload:
-    """The workload of a data set, with the base's own template; without one lengths are estimated."""
-    if getattr(task, "classes", 0):
-        raise TechniqueError(
-            f"costs of {task.name} are not predicted: the planner knows trainings in words, not yet linear heads"
-        )
-    found = template or EstimatedTemplate()
+    """The workload of a data set, with the base's own template; without one lengths are estimated. `causal`: see
+    `Workload`."""
+    _require_head(task.name, causal)
+    found = template or EstimatedTemplate(both_ways=not causal)
     limit = min(settings.validation_limit, len(parts.validation))
     chosen = sample(parts.validation, range(len(parts.validation)), max(1, limit), settings.seed)
     judged = [parts.validation[i] for i in chosen]
@@ -187,7 +225,15 @@ def of_data(
             f"the base's tokenizer is not at hand: a token is taken to be {CHARACTERS_PER_TOKEN} characters; expect "
             "lengths to be off by a third either way, more in languages that are not written in Latin letters"
         )
-    return Workload(task.name, len(parts.train), limit, tuple(words), encode)
+    head = _head(encode(settings.max_length).train[0])
+    classes = getattr(task, "classes", 0)
+    return Workload(task.name, len(parts.train), limit, tuple(words), encode, classes=classes, head=head, causal=causal)
+
+
+def _require_head(task: str, causal: bool) -> None:
+    if not causal and not tasks.has_head(task):
+        learnable = " or ".join(name for name in tasks.names() if tasks.has_head(name))
+        raise UsageError(f"an encoder cannot answer in words, so it cannot learn {task}; it learns {learnable}")
 
 
 def _sampled(records: Sequence[Record], seed: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -221,7 +267,7 @@ def lay_out(
     scale = workload.examples / encoded.train_of
 
     def passes(chosen: Sequence[Example]) -> Iterator[Pass]:
-        return _passes(chosen, settings.micro_tokens, placement, settings.share, padded)
+        return _passes(chosen, settings.micro_tokens, placement, settings.share, padded, workload.causal)
 
     steps = batches.epoch(0)
     if len(steps) > 1 and scale > 1:  # the last step of a sample is cut off where the data goes on
@@ -252,13 +298,17 @@ def lay_out_scoring(
     workload: Workload, max_length: int, placement: Placement, share: bool, padded: bool
 ) -> tuple[Pass, ...]:
     """The passes without gradient of a sample of one validation."""
-    return tuple(_passes(workload.encode(max_length).judged, SCORING_ROWS, placement, share, padded))
+    judged = workload.encode(max_length).judged
+    return tuple(_passes(judged, SCORING_ROWS, placement, share, padded, workload.causal))
 
 
 def _passes(
-    examples: Sequence[Example], budget: int, placement: Placement, share: bool, padded: bool
+    examples: Sequence[Example], budget: int, placement: Placement, share: bool, padded: bool, causal: bool
 ) -> Iterator[Pass]:
     placed = [example.with_virtual_tokens(placement.front, placement.inner) for example in examples]
+    if any(example.marks for example in placed):
+        yield from (marked_pass(portion, causal) for portion in marked.portions(placed, budget, padded=False))
+        return
     for portion in forest.padded_portions(placed, budget) if padded else forest.portions(placed, budget, share):
         yield _padded_pass(portion) if padded else _forest_pass(portion, share)
 
@@ -290,6 +340,14 @@ def _forest_pass(examples: Sequence[Example], share: bool) -> Pass:
     return Pass.of(planted.end, planted.position, len(planted.target_row), len(examples))
 
 
+def marked_pass(examples: Sequence[Example], causal: bool) -> Pass:
+    """The pass over marked examples in this order, virtual tokens in their places."""
+    batch = marked.lay_out(examples, causal=causal, padded=False)
+    begin = None if causal else batch.begin
+    own = int((batch.owner >= 0).sum())
+    return Pass.of(batch.end, batch.position, len(batch.row), len(examples), begin=begin, own=own)
+
+
 def _padded_pass(examples: Sequence[Example]) -> Pass:
     padded = forest.pad(examples)
     count, length = padded.token.shape
@@ -303,6 +361,7 @@ class EstimatedTemplate:
     Equal texts give equal tokens, so that what examples share is found. It offers what tasks ask of `ChatTemplate`.
     """
 
+    both_ways: bool = False
     marks: tuple[int, ...] = field(default=tuple(range(_TURN_TOKENS)))
     bos: int | None = None
     eos: int | None = _TURN_TOKENS - 1
@@ -322,6 +381,13 @@ class EstimatedTemplate:
         """A plain text's tokens, and how many the limit cut off."""
         tokens = self.encode(text)
         return tokens[:max_length], max(0, len(tokens) - max_length)
+
+    def located(self, text: str, max_length: int) -> tuple[list[int], list[tuple[int, int]], int]:
+        """A plain text's tokens, the characters of each, and how many tokens the limit cut off."""
+        width = CHARACTERS_PER_TOKEN
+        pieces = [(at, min(at + width, len(text))) for at in range(0, len(text), width)]
+        tokens = [token for first, behind in pieces for token in self.encode(text[first:behind])[:1]]
+        return tokens[:max_length], pieces[:max_length], max(0, len(tokens) - max_length)
 
     def prompt(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """The turns up to where the assistant begins to speak."""

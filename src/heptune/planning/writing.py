@@ -1,7 +1,8 @@
 """Writes the book of forms (see `planning/book.py`): `python -m heptune.planning.writing`.
 
-Traces every technique at its default settings on every family below, in float32 and (where the base stays frozen)
-bfloat16, with and without recomputation, and with the base in 4 bits. With families named, only theirs are made anew.
+Traces every technique at its default settings on every family below (encoders with a linear head), in float32 and,
+where the base stays frozen, bfloat16, with and without recomputation, and with the base in 4 bits. With families named,
+only theirs are made anew.
 """
 
 from __future__ import annotations
@@ -24,10 +25,19 @@ FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gptj", "gpt_neox", "glm"),
     *("glm4", "glm4_moe", "qwen3_moe", "mixtral", "smollm3", "olmo2"),
 )
+ENCODERS = ("bert", "distilbert", "modernbert")
+
+EVERY = (*FAMILIES, *ENCODERS)
 
 
 def entries(family: str) -> Iterator[Variant]:
-    """What is traced for one family, with a head of its own."""
+    """What is traced for one family, with a head of its own; an encoder's linear heads look at rows or at means."""
+    for variant in _entries(family):
+        heads = ("rows", "means") if family in ENCODERS else ("",)
+        yield from (replace(variant, head=head) for head in heads)
+
+
+def _entries(family: str) -> Iterator[Variant]:
     for name in techniques.names():
         kind = techniques.get(name)
         trains_base = "trains_base" in kind.capabilities
@@ -46,13 +56,15 @@ def main(families: list[str]) -> None:
     made = {
         name: json.dumps(old["forms"][number], separators=(",", ":"))
         for name, number in old["entries"].items()
-        if name.split("|")[0] not in (families or FAMILIES)
+        if name.split("|")[0] not in (families or EVERY)
     }
-    for family in families or FAMILIES:
+    for family in families or EVERY:
         for own in entries(family):
             tied = replace(own, tied=True)
             try:
                 made[own.key] = _traced(own)
+                if family in ENCODERS:
+                    continue
                 # A frozen head costs the same.
                 trains_base = "trains_base" in techniques.get(own.technique).capabilities
                 made[tied.key] = _traced(tied) if trains_base else made[own.key]

@@ -1,8 +1,8 @@
 """How long the pieces of a race take and how many run side by side: measured on the person's own data and base.
 
 One candidate's training step and one validation are timed here, on as many threads as a candidate will have; the steps
-of the others follow in the ratios that the plan predicts. Where no formula covers the base or the task (encoders,
-linear heads), a few steps of every technique are timed instead, each on a base of its own.
+of the others follow in the ratios that the plan predicts. Where no formula covers the base (encoders whose batches are
+padded, say), a few steps of every technique are timed instead, each on a base of its own.
 """
 
 from __future__ import annotations

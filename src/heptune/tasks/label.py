@@ -20,7 +20,7 @@ from heptune.core.errors import DataError, UsageError
 from heptune.data.record import Record
 from heptune.tasks.example import WHOLE, Example
 from heptune.tasks.options import AS_IT_IS, TaskOptions
-from heptune.tasks.template import ChatTemplate, PlainText
+from heptune.tasks.template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Label:
         return [Example.marked(example.tokens, example.marks[:1], index, example.cut)]
 
     def _place(self, tokens: Sequence[int], template: ChatTemplate) -> int:
-        pooling = self.pooling or ("mean" if isinstance(template, PlainText) else "last")
+        pooling = self.pooling or ("mean" if template.both_ways else "last")
         return {"last": len(tokens) - 1, "first": 0, "mean": WHOLE}[pooling]
 
 

@@ -64,12 +64,15 @@ class ChatTemplate:
 
     - `text`: the Jinja source to use; None takes the tokenizer's own, or `DEFAULT_TEMPLATE` where it has none
     - `is_default`: whether `DEFAULT_TEMPLATE` is in use
+    - `both_ways`: whether the base is an encoder (see `PlainText`)
     - `stop_tokens`: the tokens that end a reply: end-of-sequence, and the template's end of turn
     - `bos`, `eos`: what the tokenizer puts before a plain text, and what ends one; None where there is no such token
     - `tool_form`: how it takes tools, calls and their answers
 
     Raises BaseModelError when the template cannot be rendered, or when nothing can end a reply.
     """
+
+    both_ways = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str | None = None) -> None:
         self.tokenizer = tokenizer
@@ -329,6 +332,7 @@ class PlainText:
     """What tasks with a linear head ask of `ChatTemplate`, for a base that does not speak: an encoder."""
 
     text = ""
+    both_ways = True
     is_default = False
     writes_bos_twice = False
     stop_tokens: tuple[int, ...] = ()
