@@ -90,7 +90,7 @@ def test_the_second_rung_keeps_the_better_of_two_and_names_it() -> None:
     standings = {s.candidate: s for s in decide(forms, 1, STEPS, 1)}
     assert [name for name, s in standings.items() if s.kept] == ["lora-high"]
     assert standings["lora-low"].why == "lora goes on with lora-high"
-    assert standings["full-low"].why == "not among the best 1"
+    assert standings["full-low"].why == "not among the best 1 by where the loss is heading"
 
 
 def test_the_first_rung_judges_no_technique_even_where_each_has_one_rate() -> None:
@@ -178,7 +178,9 @@ def test_a_slow_starter_is_kept_to_the_half_and_no_further() -> None:
     half = [form(f.candidate, *(loss for _, loss in f.losses), 0.8 + i / 10) for i, f in enumerate(fast)]
     late = form("prompt", 4.0, 2.4, 1.9, slow=True)
     standings = {s.candidate: s for s in decide([*half, late], 2, STEPS, 2)}
-    assert not standings["prompt"].kept and standings["prompt"].why == "not among the best 2"
+    assert (
+        not standings["prompt"].kept and standings["prompt"].why == "not among the best 2 by where the loss is heading"
+    )
 
 
 def test_a_slow_starter_that_cannot_come_is_out() -> None:

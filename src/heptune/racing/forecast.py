@@ -32,6 +32,7 @@ from heptune.planning.outlook import estimator_of, told
 from heptune.racing.candidates import Candidate
 from heptune.racing.ladder import KEPT, SHARES, survivors
 from heptune.scoring.exams import validation
+from heptune.scoring.probe import EXAMPLES, start_from_probe
 from heptune.scoring.score import Scorer, readout_of
 from heptune.scoring.shots import REFERENCE
 from heptune.tasks.example import Example
@@ -43,6 +44,7 @@ from heptune.tuning.training import SCORING_ROWS
 
 # Steps that are timed, after one that warms up; records that are scored for the time of a validation.
 TIMED_STEPS, TIMED_RECORDS = 2, 24
+PROBED = 200  # examples that a linear head's first weights are timed on
 # Two processes side by side slow each other down: they share the caches and the way to the memory.
 SIDE_BY_SIDE = 1.15
 # A record behind examples takes longer than alone (1.66 times with 16 shots of the demo's messages).
@@ -56,7 +58,8 @@ class Forecast:
     """What a race's pieces take in seconds, with `width` candidates at a time on `threads` threads each.
 
     `step_s`: a training step of each technique. `record_s`: scoring one record. `begin_s`: loading the base and putting
-    a technique into it. `plans`: what the plan says of each technique. `parameters`: the base's.
+    a technique into it. `head_s`: what a linear head's first weights take, once for each training. `plans`: what the
+    plan says of each technique. `parameters`: the base's.
     """
 
     width: int
@@ -68,6 +71,7 @@ class Forecast:
     validation_records: int
     test_records: int
     plans: dict[str, dict[str, Any]]
+    head_s: float = 0.0
 
     def judged_by(self, records: int) -> Forecast:
         """The same with so many records in a validation."""
@@ -91,11 +95,13 @@ class Forecast:
         two_each = [self.step_s[name] for name, count in counts.items() for _ in range(min(KEPT, count))]
         mean = sum(self.step_s[name] for name in counts) / len(counts)
         rung_s = self.begin_s + self.validation_records * self.record_s
-        parts, taken = [], 0.0
+        parts: list[list[float]] = []
+        taken = 0.0
         for share, alive in zip(SHARES, (paces, two_each, [mean] * half, [mean] * finalists), strict=True):
-            parts.append([rung_s + pace * steps * (share - taken) for pace in alive])
+            first_s = 0.0 if parts else self.head_s
+            parts.append([first_s + rung_s + pace * steps * (share - taken) for pace in alive])
             taken = share
-        parts[-1] += [rung_s + mean * steps] * finalists * (seeds - 1)
+        parts[-1] += [self.head_s + rung_s + mean * steps] * finalists * (seeds - 1)
         return sum(map(self._side_by_side, parts)) + self.closing_s(finalists, seeds)
 
     def closing_s(self, finalists: int, seeds: int) -> float:
@@ -103,7 +109,7 @@ class Forecast:
         test_s = self.begin_s + self.test_records * self.record_s
         # The baselines score the test part as it is, and once more behind examples, with what calibrates them.
         behind_examples = BEHIND_EXAMPLES * (self.test_records + REFERENCE)
-        baselines_s = self.begin_s + (self.test_records + behind_examples) * self.record_s
+        baselines_s = self.begin_s + self.head_s + (self.test_records + behind_examples) * self.record_s
         return self._side_by_side([test_s] * finalists * seeds + [baselines_s])
 
     def _side_by_side(self, part: Sequence[float]) -> float:
@@ -111,7 +117,7 @@ class Forecast:
 
     def exhaustive_s(self, field: Sequence[Candidate], steps: int) -> float:
         """The wall time of training and testing every candidate to the full length once."""
-        each = self.begin_s + (len(SHARES) * self.validation_records + self.test_records) * self.record_s
+        each = self.begin_s + self.head_s + (len(SHARES) * self.validation_records + self.test_records) * self.record_s
         return sum(each + steps * self.step_s[c.technique.name] for c in field) / self.width
 
     def steps_within(self, budget_s: float, field: Sequence[Candidate], finalists: int, seeds: int, most: int) -> int:
@@ -159,6 +165,7 @@ def forecast(
         step_s = _step_s(forward, attached, examples, settings, listener)
         scorer = Scorer(forward, template, settings.max_length, SCORING_ROWS)
         record_s = _record_s(problem, scorer, settings)
+        head_s = _head_s(scorer, examples, settings.seed)
     finally:
         torch.set_num_threads(before)
     slower = SIDE_BY_SIDE if width > 1 else 1.0
@@ -174,6 +181,7 @@ def forecast(
         validation_records=min(settings.validation_limit, len(problem.parts.validation)),
         test_records=min(test_limit or tested, tested),
         plans=plans,
+        head_s=slower * head_s,
     )
 
 
@@ -263,6 +271,16 @@ def _step_s(
         listener(Progress("timing a step", step + 1, 1 + TIMED_STEPS, "steps"))
     attached.begin_step(None)
     return min(times[1:])
+
+
+def _head_s(scorer: Scorer, examples: Sequence[Example], seed: int) -> float:
+    """The time of a linear head's first weights, from those of a few examples."""
+    if scorer.forward.readout is None:
+        return 0.0
+    few = examples[:PROBED]
+    start = time.monotonic()
+    start_from_probe(scorer.forward.readout, scorer, few, seed, ignore)
+    return (time.monotonic() - start) * min(EXAMPLES, len(examples)) / len(few)
 
 
 def _record_s(problem: Problem, scorer: Scorer, settings: Settings) -> float:

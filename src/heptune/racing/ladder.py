@@ -34,6 +34,8 @@ from typing import Any
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 # How many candidates of a technique go on after the first.
 KEPT = 2
+# What decides, for who is ahead now and yet out.
+_BY = "by where the loss is heading"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def decide(forms: Sequence[Form], rung: int, steps: int, finalists: int) -> list
         }
     else:
         leaders = [own[0] for own in able.values()]
-        kept = {form.candidate: f"among the best {places}" for form in leaders[:places]}
+        kept = {form.candidate: f"among the best {places} {_BY}" for form in leaders[:places]}
         if not last_cut and len(leaders) > places:
             limit = leaders[places - 1].trend(steps)
             for form in leaders[places:]:
@@ -131,7 +133,7 @@ def _why(form: Form, kept: Mapping[str, str], of_its_technique: Sequence[str], p
         return form.failed or "its validation loss is not finite"
     if of_its_technique:
         return f"{form.technique} goes on with {' and '.join(of_its_technique)}"
-    return f"not among the best {places}"
+    return f"not among the best {places} {_BY}"
 
 
 def _standing(form: Form, steps: int, kept: bool, why: str) -> Standing:
