@@ -9,9 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from heptune.core.events import ignore
+from heptune.core.seeds import generator
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import dissect
-from heptune.scoring import baselines
+from heptune.scoring import baselines, probe
 from heptune.scoring.probe import start_from_probe
 from heptune.scoring.score import Scorer, readout_of
 from heptune.tasks.example import Example
@@ -58,6 +59,22 @@ def test_a_class_that_the_examples_lack_is_unlikely_and_the_start_is_reproducibl
     assert all(part[0].argmax() != 1 for part in scorer.seen(examples, "looking"))
     start_from_probe(readout, scorer, examples, 0, ignore)
     assert torch.equal(first, readout.weight)
+
+
+def test_of_many_marks_a_draw_is_learned_from_and_no_other_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MARKS", 25)
+    scorer = scorer_of(Label(("a", "b")))
+    examples = [Example.marked(t, tuple((p, t[p] % 2) for p in range(6)), i) for i, t in enumerate(texts(30))]
+    looked: list[Example] = []
+    own = Scorer.features
+    monkeypatch.setattr(Scorer, "features", lambda self, some, *rest: looked.extend(some) or own(self, some, *rest))
+    readout = scorer.forward.readout
+    assert readout is not None
+    start_from_probe(readout, scorer, examples, 3, ignore)
+    assert sum(len(example.marks) for example in looked) == 25 and len(looked) < 30
+    every = [(e.record, *mark) for e in examples for mark in e.marks]
+    chosen = np.sort(generator(3, "probe", "marks").permutation(180)[:25])
+    assert [(e.record, *mark) for e in looked for mark in e.marks] == [every[i] for i in chosen]
 
 
 def test_independent_classes_of_which_some_are_always_or_never_there() -> None:

@@ -8,6 +8,7 @@ linear probing, then fine-tuning).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,26 @@ def start_from_probe(
     """Fits a regression to at most `EXAMPLES` examples under the model as it is now, and writes it into the head. A
     function of the examples, the model and the seed."""
     order = generator(seed, "probe").permutation(len(examples))[:EXAMPLES]
-    chosen = [examples[i] for i in sorted(order)]
+    chosen = _with_few_marks([examples[i] for i in sorted(order)], seed)
     states = np.concatenate(scorer.features(chosen, "a first linear head", listener))
     code = np.array([code for example in chosen for _, code in example.marks])
     weight = np.array([example.weight for example in chosen for _ in example.marks])
-    if len(code) > MARKS:
-        kept = np.sort(generator(seed, "probe", "marks").permutation(len(code))[:MARKS])
-        states, code, weight = states[kept], code[kept], weight[kept]
     matrix, bias = _fitted(states, code, weight, readout)
     with torch.no_grad():
         readout.weight.copy_(torch.from_numpy(matrix))
         readout.bias.copy_(torch.from_numpy(bias))
+
+
+def _with_few_marks(examples: Sequence[Example], seed: int) -> list[Example]:
+    """The examples with `MARKS` of their marks, drawn by the seed; all, where there are no more."""
+    ends = np.cumsum([len(example.marks) for example in examples])
+    kept = np.ones(ends[-1], bool)
+    kept[generator(seed, "probe", "marks").permutation(ends[-1])[MARKS:]] = False
+    own = [
+        replace(example, marks=tuple(mark for mark, keep in zip(example.marks, part, strict=True) if keep))
+        for example, part in zip(examples, np.split(kept, ends[:-1]), strict=True)
+    ]
+    return [example for example in own if example.marks]
 
 
 def _fitted(states: np.ndarray, code: np.ndarray, weight: np.ndarray, readout: Readout) -> tuple[Any, Any]:
