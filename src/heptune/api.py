@@ -12,12 +12,13 @@ from typing import Any
 import transformers
 
 from heptune import techniques as registry
-from heptune.core.errors import HeptuneError, UsageError
-from heptune.core.events import Listener, ignore
+from heptune.core.errors import HeptuneError, RunError, UsageError
+from heptune.core.events import Listener, Note, ignore
 from heptune.data.corpus import opened as opened_data
 from heptune.data.parts import DataOptions
 from heptune.data.record import Message as Message
 from heptune.data.splits import sample
+from heptune.engine import headed
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
 from heptune.models.load import fetch_base as fetch_base  # for a command that shows it as a step of its own
@@ -247,8 +248,18 @@ def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> trans
 
     The model takes plain token ids. Only P-Tuning's pseudo tokens behind the text have to stand among them (ids -1, -2,
     ..., those in front first), since a model cannot know where the answer begins; `open_run` puts them there.
+
+    Raises `RunError` for the artifact of a round that stands on earlier ones: it is nothing without them.
     """
     path = Path(folder)
+    if lineage.is_run(path.parent) and rounds.beneath(run := Run(path.parent)):
+        raise RunError(
+            f"{path} is a round's artifact and stands on what earlier rounds learned; "
+            f"`heptune.open_run` of {run.folder} builds all of it"
+        )
+    if (path / headed.FILE).is_file():
+        told = "is not part of a transformers model; `heptune.open_run` uses it"
+        listener(Note(f"the linear head in {path / headed.FILE} {told}", "warning"))
     technique = registry.recognise(path)
     loaded = bases.load(base, technique, listener)
     technique.restore(dissect(loaded.model), path)

@@ -72,6 +72,7 @@ def test_resumed_is_uninterrupted_bit_by_bit(work: Path, whole: Path, at: int) -
     with pytest.raises(KeyboardInterrupt):
         package.pretrain(str(work / "tiny.json"), work / "book.txt", out=folder, listener=interrupt, **SETTINGS)
     assert not (folder / "base").exists()
+    folder = folder.rename(work / f"moved-{at}") if at == 1 else folder
     stored = (folder / "tokens/tokens.bin").stat().st_mtime_ns
     assert package.resume(folder).manifest["status"] == "finished"
     assert weights(folder / "base") == weights(whole / "base")

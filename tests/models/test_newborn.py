@@ -15,7 +15,16 @@ from heptune.core.errors import BaseModelError, UsageError
 from heptune.data.record import Message
 from heptune.models.families import shape_of
 from heptune.models.load import load_base
-from heptune.models.newborn import FAMILIES, NAMES, SIZES, configuration, train_tokenizer, usual_rate, write_newborn
+from heptune.models.newborn import (
+    FAMILIES,
+    NAMES,
+    SIZES,
+    configuration,
+    sized,
+    train_tokenizer,
+    usual_rate,
+    write_newborn,
+)
 from heptune.tasks.template import ChatTemplate
 
 LINES = ["The river ran under the old stone bridge.", "Nobody crossed the bridge after dark.", "Où est la rivière ?"]
@@ -95,3 +104,12 @@ def test_weights_follow_from_the_seed_and_load_as_a_base(family: str, tmp_path: 
         write_newborn(folder, config, TOKENIZER, seed)
         marks.append(load_base(str(folder)).fingerprint)
     assert marks[0] == marks[1] != marks[2]
+
+
+def test_a_size_may_be_told_apart_from_its_architecture() -> None:
+    assert [sized(family, size) for family in FAMILIES for size in SIZES] == list(NAMES)
+    assert sized("llama-5m", None) == "llama-5m" and sized("own.json", None) == "own.json"
+    with pytest.raises(UsageError, match=r"--size goes with an architecture \(llama, gpt2, glm4\), not with llama-5m"):
+        sized("llama-5m", "1m")
+    with pytest.raises(UsageError, match="there is no size named '7m'"):
+        sized("llama", "7m")

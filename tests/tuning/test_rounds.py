@@ -433,6 +433,16 @@ def test_a_lineage_moves_as_a_whole(family: Any, tmp_path: Path) -> None:
     assert heptune.serving(heptune.Run(tmp_path / "moved" / "one")).folder == moved.folder
 
 
+def test_a_plain_model_is_not_made_of_half_a_chain(family: Any, base: Path, second_data: Path, tmp_path: Path) -> None:
+    _, two = family
+    model = heptune.load(str(base), two.artifact)  # it continues the first, and its artifact is all there is
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(ids).logits, heptune.open_run(two.folder).model(ids).logits)
+    above = heptune.tune(two.folder, second_data, technique=small("lora"), onto="stack", out=tmp_path / "3", **SETTINGS)
+    with pytest.raises(RunError, match=r"stands on what earlier rounds learned; `heptune.open_run` of .*3 builds all"):
+        heptune.load(str(base), above.artifact)
+
+
 def test_another_base_is_refused(family: Any, base: Path, second_data: Path, tmp_path: Path) -> None:
     one, _ = family
     manifest = json.loads((one.folder / "manifest.json").read_text("utf-8"))

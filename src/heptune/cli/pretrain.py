@@ -8,14 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from heptune.cli import options
-from heptune.models.newborn import CONTEXT, LEAST_VOCABULARY, NAMES, PRETRAINING, VOCABULARY
+from heptune.models.newborn import CONTEXT, LEAST_VOCABULARY, NAMES, PRETRAINING, SIZES, VOCABULARY, sized
 
 
 @options.with_defaults(PRETRAINING, "epochs", "learning_rate", "max_length", "quantize", "share")
 def pretrain(
     config: Annotated[
         str,
-        typer.Argument(metavar="CONFIG", help=f"{', '.join(NAMES)}; or a config.json.", show_default=False),
+        typer.Argument(
+            metavar="CONFIG",
+            help=f"{', '.join(NAMES)}; an architecture alone, with --size; or a config.json.",
+            show_default=False,
+        ),
     ],
     corpus: Annotated[
         Path,
@@ -25,6 +29,10 @@ def pretrain(
             show_default=False,
         ),
     ],
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(SIZES), help="The size of an architecture.", show_default="CONFIG's own"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New run directory.", show_default="runs/CONFIG-N")
     ] = None,
@@ -67,7 +75,7 @@ def pretrain(
     screen = console()
     with live(screen) as listener:
         run = api.pretrain(
-            config,
+            sized(config, size),
             corpus,
             out=out,
             vocabulary=vocabulary,

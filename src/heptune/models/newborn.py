@@ -57,6 +57,18 @@ VOCABULARY, CONTEXT = 4096, 256
 PRETRAINING: dict[str, Any] = {"weight_decay": 0.1}
 
 
+def sized(name: str, size: str | None) -> str:
+    """The name of a new model whose size is told apart from its architecture: 'llama', '5m' -> 'llama-5m'. Raises
+    UsageError for a size that is not known, and for one beside a name that has one already."""
+    if size is None:
+        return name
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    if name not in FAMILIES:
+        raise UsageError(f"--size goes with an architecture ({', '.join(FAMILIES)}), not with {name}; leave one out")
+    return f"{name}-{size}"
+
+
 def configuration(name: str, vocabulary: int, context: int) -> dict[str, Any]:
     """The configuration of a new model: of a name among `NAMES`, or a config.json whose vocabulary is replaced.
 

@@ -18,8 +18,12 @@ from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy, is_encoder
 from heptune.models.load import Base, load_base
 from heptune.models.quantization import quantize, require_library
+from heptune.runs.run import Run
 from heptune.tasks.template import ChatTemplate, PlainText
 from heptune.techniques._contract import Technique
+
+# The folder, inside a pre-training's run, of the base as it began.
+INITIAL = "initial"
 
 AnyTechnique = Technique | type[Technique]
 
@@ -30,12 +34,13 @@ def load(name: str, technique: AnyTechnique, listener: Listener, beneath: Iterab
     return load_base(name, dtype=dtype(capabilities), listener=listener)
 
 
-def load_again(
-    manifest: dict[str, Any], technique: AnyTechnique, listener: Listener, beneath: Iterable[AnyTechnique] = ()
-) -> Base:
-    """The base that a run began with; `RunError` where it is another one by now."""
-    base = load(manifest["base"]["name"], technique, listener, beneath)
-    if base.fingerprint != manifest["base"]["fingerprint"]:
+def load_again(run: Run, technique: AnyTechnique, listener: Listener, beneath: Iterable[AnyTechnique] = ()) -> Base:
+    """The base that a run began with; `RunError` where it is another one by now. A pre-training has its own inside, and
+    may have been moved with it."""
+    known = run.manifest["base"]
+    name = str(run.folder / INITIAL) if "pretrain" in run.manifest else known["name"]
+    base = load(name, technique, listener, beneath)
+    if base.fingerprint != known["fingerprint"]:
         raise RunError(
             f"the base {base.name} is not the one this run began with (its weights or tokenizer differ); "
             "put the old one back, or tune anew"

@@ -33,7 +33,7 @@ from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
 from heptune.tuning import training
 
-INITIAL, BASE = "initial", "base"
+INITIAL, BASE = bases.INITIAL, "base"
 # Text that the tokenizer is learned from: more changes its merges little and takes memory.
 TOKENIZER_BYTES = 32 << 20
 # Tokens a parameter that are worth training on (Hoffmann et al. 2022, "Training Compute-Optimal Large Language

@@ -209,7 +209,7 @@ def _stores_base(run: Run) -> bool:
 def base_of(parent: Run, technique: Technique, listener: Listener) -> Base:
     """The base of a lineage, for a new round of this technique; `RunError` where it is another one by now."""
     earlier = [techniques.get(run.manifest["technique"]["name"]) for run in lineage.chain(parent)]
-    return bases.load_again(parent.manifest, technique, listener, earlier)
+    return bases.load_again(parent, technique, listener, earlier)
 
 
 def lay(anatomy: Anatomy, layers: Sequence[Layer], listener: Listener) -> list[Attached]:

@@ -121,7 +121,7 @@ def prepare(run: Run, listener: Listener) -> tuple[Run, Base, Technique, Problem
     technique = techniques.build(manifest["technique"]["name"], manifest["technique"]["settings"])
     problem = problems.again(manifest, listener)
     beneath = [layer.technique for layer in rounds.beneath(run)]
-    base = bases.load_again(manifest, technique, listener, beneath)
+    base = bases.load_again(run, technique, listener, beneath)
     _tell_changes(manifest, listener)
     return run, base, technique, problem
 

@@ -63,7 +63,7 @@ class Bare:
         """Loads the base that the run began with. Raises `RunError` where an earlier round is gone or changed."""
         technique = techniques.get(run.manifest["technique"]["name"])
         beneath = tuple(rounds.beneath(run))
-        base = bases.load_again(run.manifest, technique, listener, [layer.technique for layer in beneath])
+        base = bases.load_again(run, technique, listener, [layer.technique for layer in beneath])
         settings = Settings(**run.manifest["settings"])
         anatomy = dissect(base.model)
         template = bases.template_of(base, run.manifest["template"])
