@@ -232,7 +232,55 @@ def _scored(report: dict[str, Any]) -> str:
         + (f", McNemar p {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}" if p is not None else "")
         + f". {result['steps']} steps, {format_seconds(result['time_s'])} with validation, {run['threads']} threads; "
         f"{format_count(run['trainable'])} trainable parameters, artifact {format_bytes(result['artifact_bytes'])}.\n"
+        + _calibration(evaluation.get("calibration"))
+        + _by_type(evaluation.get("per_type") or [])
     )
+
+
+def _calibration(found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    return (
+        f"\nCalibration: the expected calibration error is {_interval(found['error'])} as the model says it, and "
+        f"{_interval(found['calibrated_error'])} at the temperature {found['temperature']:.2f} that was fitted on "
+        f"{found['examples']} validation records.\n"
+    )
+
+
+def _by_type(found: list[dict[str, Any]]) -> str:
+    if len(found) < 2:
+        return ""
+    metrics = list(found[0]["metrics"])
+    rows = [
+        (f"`{row['type']}`", str(row["count"]), *(_interval(row["metrics"][m]) for m in metrics))
+        for row in sorted(found, key=lambda row: -row["count"])
+    ]
+    return "\n" + table(("tuned, type by type", "entities", *metrics), rows)
+
+
+def rounds(_: str) -> str:
+    """What second rounds brought and what they cost the first, from docs/results/rounds.json."""
+    report = _report("rounds")
+    if not report:
+        return "Not measured yet.\n"
+
+    def told(each: dict[str, Any]) -> tuple[str, str]:
+        difference = each["difference"]
+        moved = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        return f"{each['parent']:.3f} -> {each['now']:.3f}", moved
+
+    rows = []
+    for way, found in report["second"].items():
+        films, products = found["guarded"]["rounds"]
+        kept = "refused" if found["guarded"]["refused"] else "may be promoted"
+        rows.append((way, *told(films), *told(products), kept, format_seconds(found["time_s"])))
+    heads = ("second round", "films", "difference", "products", "difference", "guard", "training")
+    commands = "".join(
+        f"    {line}\n" for line in (report["first"], *(r["command"] for r in report["second"].values()))
+    )
+    examples = [each["examples"] for each in next(iter(report["second"].values()))["guarded"]["rounds"]]
+    below = f"Accuracy of parent and round on {examples[0]} held-out films and {examples[1]} products"
+    return f"{commands}\n{table(heads, rows)}\n{below}; {report['threads']} threads.\n"
 
 
 def _interval(value: dict[str, float]) -> str:
@@ -566,6 +614,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "events": event_list,
     "quality": quality,
     "pretrained": pretrained,
+    "rounds": rounds,
     "techniques table": techniques_table,
     "techniques scores": techniques_scores,
     "speed": speed,
