@@ -18,10 +18,11 @@ from heptune.engine.forward import Forward
 from heptune.engine.loop import accumulate, batches_of
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import dissect
+from heptune.models.readout import Readout
 from heptune.planning.estimate import Candidate, mean_pass
 from heptune.planning.workload import EstimatedTemplate, Placement, assumed, lay_out, of_data
-from heptune.tasks.template import ChatTemplate
-from tiny import tiny_model, tiny_tokenizer
+from heptune.tasks.template import ChatTemplate, PlainText
+from tiny import tiny_encoder, tiny_encoder_tokenizer, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -30,6 +31,47 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
+
+
+@pytest.mark.parametrize("technique", ["lora", "prompt", "p_tuning"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_and_marks_of_a_linear_head_are_those_of_the_loop(technique: str, causal: bool, data: Path) -> None:
+    settings = Settings(batch_size=9, micro_tokens=150, max_length=40)
+    parts = read_files(data, DataOptions(), ignore).cut(DataOptions(), 0)
+    task = tasks.pose("label", parts.train)
+    template = ChatTemplate(tiny_tokenizer()) if causal else PlainText(tiny_encoder_tokenizer())
+    workload = of_data(task, parts, template, settings, "data", causal)
+    assert (workload.classes, workload.head) == (2, "rows" if causal else "means")
+    chosen = techniques.build(technique, {"virtual_tokens": 4} if technique != "lora" else {})
+    layout = lay_out(workload, settings, Candidate.of(chosen).placement)
+    anatomy = dissect(tiny_model("llama") if causal else tiny_encoder("bert"))
+    forward = Forward(anatomy)
+    forward.readout = Readout(anatomy, task.classes, False, 0)  # type: ignore[attr-defined]
+    chosen.attach(anatomy, 0)
+    examples = tasks.encode(task, parts.train, template, settings.max_length, ignore)  # type: ignore[arg-type]
+    seen = {"rows": 0, "targets": 0, "passes": 0}
+    for step in batches_of(examples, settings).epoch(0):
+        for portion in forward.portions([examples[i] for i in step], settings.micro_tokens):
+            with torch.no_grad(), forward.loss(portion) as found:
+                seen["rows"] += found.rows
+                seen["targets"] += len(found.losses)
+                seen["passes"] += 1
+    assert seen["rows"] == layout.rows
+    assert seen["targets"] == sum(one.targets for one in layout.passes) == len(examples)
+    assert seen["passes"] == len(layout.passes) * layout.repeats
+    assert sum(one.own or 0 for one in layout.passes) == sum(len(example.tokens) for example in examples)
+
+
+def test_marks_are_counted_without_the_tokenizer_too(tmp_path: Path) -> None:
+    rows = [{"text": "Ada Lovelace left London.", "spans": [{"start": 0, "end": 12, "label": "PER"}]}] * 3
+    path = tmp_path / "entities.jsonl"
+    path.write_text("".join(json.dumps(row | {"text": f"{row['text']} {n}"}) + "\n" for n, row in enumerate(rows * 20)))
+    parts = read_files(path, DataOptions(), ignore).cut(DataOptions(), 0)
+    workload = of_data(tasks.pose("tag", parts.train), parts, None, Settings(), "data", causal=False)
+    (example, *_) = workload.encode(512).train
+    assert workload.head == "rows" and len(example.marks) == len(example.tokens) == 7  # 27 characters by four
+    with pytest.raises(UsageError, match="cannot learn classify; it learns label or tag"):
+        assumed("classify", causal=False)
 
 
 @pytest.mark.parametrize("technique", ["lora", "prompt", "prefix"])
