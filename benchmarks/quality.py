@@ -40,6 +40,7 @@ SETS = {
     "minilm_banking77": Set(ENCODER, "banking77", "--batch-size 32 --epochs 2"),
     "minilm_ncbi_disease": Set(ENCODER, "ncbi_disease", "--batch-size 16 --epochs 3"),
     "minilm_wnut17": Set(ENCODER, "wnut17", "--batch-size 16 --epochs 3"),
+    "minilm_wikigold": Set(ENCODER, "wikigold/all.jsonl", "--batch-size 16 --epochs 3"),
     "copa": Set(WORDS, "copa/train.jsonl", "--test {data}/copa/dev.jsonl --batch-size 8 --epochs 2"),
     "pubmedqa": Set(
         WORDS,

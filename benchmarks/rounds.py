@@ -33,14 +33,15 @@ def main() -> None:
     parser.add_argument("--threads", default="2")
     parser.add_argument("--out", type=Path, default=Path("runs/rounds"), help="the folder of the new run directories")
     chosen = parser.parse_args()
-    films, knobs = chosen.out / "films", "--batch-size 16 --epochs 2"
-    first = f"heptune tune minilm {chosen.data / 'sst2'} --limit 2000 {knobs} --out {films}"
+    films = chosen.out / "films"
+    first = f"heptune tune minilm {chosen.data / 'sst2'} --limit 2000 --batch-size 16 --epochs 2 --out {films}"
     run_command(first, chosen.threads)
     found: dict[str, Any] = {"first": first, "second": {}}
     for number, (way, options) in enumerate(WAYS.items(), 1):
         out = chosen.out / f"products-{number}"
         products = chosen.data / "customer_reviews" / "all.jsonl"
-        command = " ".join(f"heptune tune {films} {products} {knobs} --guard 0.02 {options} --out {out}".split())
+        knobs = f"--skip-bad --batch-size 16 --epochs 1 --guard 0.02 {options}".strip()
+        command = f"heptune tune {films} {products} {knobs} --out {out}"
         run_command(command, chosen.threads)
         manifest = json.loads((out / "manifest.json").read_text("utf-8"))
         guarded = manifest["guarded"]
