@@ -252,7 +252,8 @@ def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> trans
     Raises `RunError` for the artifact of a round that stands on earlier ones: it is nothing without them.
     """
     path = Path(folder)
-    if lineage.is_run(path.parent) and rounds.beneath(run := Run(path.parent)):
+    run = lineage.readable(path.parent / "manifest.json")
+    if run is not None and rounds.beneath(run):
         raise RunError(
             f"{path} is a round's artifact and stands on what earlier rounds learned; "
             f"`heptune.open_run` of {run.folder} builds all of it"

@@ -438,6 +438,9 @@ def test_a_plain_model_is_not_made_of_half_a_chain(family: Any, base: Path, seco
     model = heptune.load(str(base), two.artifact)  # it continues the first, and its artifact is all there is
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(model(ids).logits, heptune.open_run(two.folder).model(ids).logits)
+    elsewhere = shutil.copytree(two.artifact, tmp_path / "other" / "adapter")
+    (elsewhere.parent / "manifest.json").write_text('{"of": "another program"}', "utf-8")
+    assert torch.equal(heptune.load(str(base), elsewhere)(ids).logits, model(ids).logits)
     above = heptune.tune(two.folder, second_data, technique=small("lora"), onto="stack", out=tmp_path / "3", **SETTINGS)
     with pytest.raises(RunError, match=r"stands on what earlier rounds learned; `heptune.open_run` of .*3 builds all"):
         heptune.load(str(base), above.artifact)

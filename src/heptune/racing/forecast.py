@@ -277,6 +277,8 @@ def _head_s(scorer: Scorer, examples: Sequence[Example], seed: int) -> float:
     """The time of a linear head's first weights, from those of a few examples."""
     if scorer.forward.readout is None:
         return 0.0
+    import sklearn.linear_model  # noqa: F401  # once for all trainings: not to be counted for each example
+
     few = examples[:PROBED]
     start = time.monotonic()
     start_from_probe(scorer.forward.readout, scorer, few, seed, ignore)

@@ -180,7 +180,7 @@ def list_runs(folder: str | Path = "runs") -> list[Listed]:
     left out; `RunError` where the folder does not exist."""
     if not Path(folder).is_dir():
         raise RunError(f"there is no folder {folder}; name the one that holds the runs: `heptune runs FOLDER`")
-    runs = {run.folder.resolve(): run for run in map(_readable, Path(folder).rglob("manifest.json")) if run is not None}
+    runs = {run.folder.resolve(): run for run in map(readable, Path(folder).rglob("manifest.json")) if run is not None}
     children: dict[Path | None, list[Run]] = {}
     for run in sorted(runs.values(), key=lambda run: (str(run.manifest.get("created", "")), str(run.folder))):
         above = _parent_folder(run)
@@ -208,7 +208,8 @@ def _serving_or_none(run: Run) -> Path | None:
         return None
 
 
-def _readable(path: Path) -> Run | None:
+def readable(path: Path) -> Run | None:
+    """The run of a `manifest.json`; None where that is damaged, or another program's."""
     try:
         run = Run(path.parent)
     except RunError:
