@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -412,9 +412,7 @@ def predicted(report: dict[str, Any], name: str, trace: bool) -> dict[str, float
     quantized = "quantizes_base" in technique.capabilities
     dtype = "float32" if "trains_base" in technique.capabilities else machine.dtype
     form = _form(model, technique_name, dtype, quantized, head, trace)
-    cost, settings = technique.cost(shape), asdict(technique)  # type: ignore[call-overload]
-    own = classes * (shape.hidden + 1)
-    cost = replace(cost, trainable=cost.trainable + own, optimizer=cost.optimizer + 2 * own)
+    cost, settings = technique.cost(shape).with_head(classes, shape.hidden), asdict(technique)  # type: ignore[call-overload]
     sizes = [sizes_of(shape, settings, Pass(**one), classes) for one in row["passes"]]
     shared: dict[str, Any] = {"dtype_bytes": 4 if dtype == "float32" else 2, "quantized": quantized}
     memory = max((training_memory(shape, cost, form, s, **shared) for s in sizes), key=lambda m: m.total)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from commands import run
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 KEPT = ("technique", "settings", "steps", "trainable", "versions", "threads", "result", "pretrain")
@@ -40,25 +39,18 @@ def main() -> None:
         ),
     }
     found: dict[str, Any] = {}
-    for name, (command, run) in commands.items():
-        score = f"heptune eval {run}"
-        run_command(command, chosen.threads)
-        evaluation = json.loads(run_command(f"{score} --json", chosen.threads))
+    for name, (command, folder) in commands.items():
+        score = f"heptune eval {folder}"
+        run(command, chosen.threads)
+        evaluation = json.loads(run(f"{score} --json", chosen.threads, captured=True))
         evaluation.pop("shown")  # the texts belong to the data set, not to this project
-        manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         kept = {key: manifest[key] for key in KEPT if key in manifest}
         found[name] = {"commands": [command, score], "run": kept, "evaluation": evaluation}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "pretrain.json"
     path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     print(f"written to {path}; now run docs/generate.py")
-
-
-def run_command(line: str, threads: str) -> str:
-    """Runs a command line of heptune and returns what it printed."""
-    print(f"$ {line}", flush=True)
-    words = [sys.executable, "-m", "heptune.cli.main", *shlex.split(line)[1:], "--threads", threads]
-    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import commands
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SETTINGS = "--limit 2000 --batch-size 16 --learning-rate 5e-4 --epochs"
@@ -66,13 +65,8 @@ def main() -> None:
     settings = one.tune.format(data=chosen.data)
     tune = f"heptune tune {one.base} {chosen.data / one.data} {settings} --out {run}"
     score = f"heptune eval {run} {one.score}".strip()
-    for command in (tune, score):
-        print(f"$ {command}", flush=True)
-    heptune = [sys.executable, "-m", "heptune.cli.main"]
-    threads = ["--threads", chosen.threads]
-    subprocess.run([*heptune, *shlex.split(tune)[1:], *threads], check=True)
-    done = subprocess.run([*heptune, *shlex.split(score)[1:], "--json", *threads], check=True, stdout=subprocess.PIPE)
-    evaluation = json.loads(done.stdout)
+    commands.run(tune, chosen.threads)
+    evaluation = json.loads(commands.run(f"{score} --json", chosen.threads, captured=True))
     evaluation.pop("shown")  # the examples belong to the data set, not to this project
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     kept = ("technique", "settings", "steps", "trainable", "versions", "threads", "result")

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from commands import run
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 REFUSED = 3  # the exit status of a round that its guard refuses
@@ -35,14 +34,14 @@ def main() -> None:
     chosen = parser.parse_args()
     films = chosen.out / "films"
     first = f"heptune tune minilm {chosen.data / 'sst2'} --limit 2000 --batch-size 16 --epochs 2 --out {films}"
-    run_command(first, chosen.threads)
+    run(first, chosen.threads)
     found: dict[str, Any] = {"first": first, "second": {}}
     for number, (way, options) in enumerate(WAYS.items(), 1):
         out = chosen.out / f"products-{number}"
         products = chosen.data / "customer_reviews" / "all.jsonl"
         knobs = f"--skip-bad --batch-size 16 --epochs 1 --guard 0.02 {options}".strip()
         command = f"heptune tune {films} {products} {knobs} --out {out}"
-        run_command(command, chosen.threads)
+        run(command, chosen.threads, accepted=(0, REFUSED))
         manifest = json.loads((out / "manifest.json").read_text("utf-8"))
         guarded = manifest["guarded"]
         for each in guarded["rounds"]:
@@ -54,15 +53,6 @@ def main() -> None:
     path = RESULTS / "rounds.json"
     path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     print(f"written to {path}; now run docs/generate.py")
-
-
-def run_command(line: str, threads: str) -> None:
-    """Runs a command line of heptune; a round may be refused by its guard."""
-    print(f"$ {line}", flush=True)
-    words = [sys.executable, "-m", "heptune.cli.main", *shlex.split(line)[1:], "--threads", threads]
-    code = subprocess.run(words, check=False).returncode
-    if code not in (0, REFUSED):
-        raise SystemExit(f"it ended with exit status {code}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from heptune.models.newborn import (
     NAMES,
     SIZES,
     configuration,
-    sized,
     train_tokenizer,
     usual_rate,
+    with_size,
     write_newborn,
 )
 from heptune.tasks.template import ChatTemplate
@@ -107,9 +107,9 @@ def test_weights_follow_from_the_seed_and_load_as_a_base(family: str, tmp_path: 
 
 
 def test_a_size_may_be_told_apart_from_its_architecture() -> None:
-    assert [sized(family, size) for family in FAMILIES for size in SIZES] == list(NAMES)
-    assert sized("llama-5m", None) == "llama-5m" and sized("own.json", None) == "own.json"
+    assert [with_size(family, size) for family in FAMILIES for size in SIZES] == list(NAMES)
+    assert with_size("llama-5m", None) == "llama-5m" and with_size("own.json", None) == "own.json"
     with pytest.raises(UsageError, match=r"--size goes with an architecture \(llama, gpt2, glm4\), not with llama-5m"):
-        sized("llama-5m", "1m")
+        with_size("llama-5m", "1m")
     with pytest.raises(UsageError, match="there is no size named '7m'"):
-        sized("llama", "7m")
+        with_size("llama", "7m")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from heptune.cli import options
-from heptune.models.newborn import CONTEXT, LEAST_VOCABULARY, NAMES, PRETRAINING, SIZES, VOCABULARY, sized
+from heptune.models.newborn import CONTEXT, LEAST_VOCABULARY, NAMES, PRETRAINING, SIZES, VOCABULARY, with_size
 
 
 @options.with_defaults(PRETRAINING, "epochs", "learning_rate", "max_length", "quantize", "share")
@@ -75,7 +75,7 @@ def pretrain(
     screen = console()
     with live(screen) as listener:
         run = api.pretrain(
-            sized(config, size),
+            with_size(config, size),
             corpus,
             out=out,
             vocabulary=vocabulary,

@@ -181,6 +181,13 @@ ENCODERS = frozenset(
 )
 
 
+def without_pooler(model: Any) -> Any:
+    """An encoder without the layer that only next-sentence prediction trained, where a checkpoint has it at all."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
 def is_encoder(config: Any) -> bool:
     """Whether a configuration is an encoder's."""
     return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)

@@ -156,17 +156,15 @@ def _dissected(config: Mapping[str, Any], both_ways: bool) -> ModelShape:
     from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from heptune.models.anatomy import dissect
+    from heptune.models.anatomy import dissect, without_pooler
 
     try:
         made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         with torch.device("meta"):
-            model = (AutoModel if both_ways else AutoModelForCausalLM).from_config(made)
-        if both_ways and getattr(model, "pooler", None) is not None:
-            model.pooler = None  # as in models/load.py
+            model = AutoModel.from_config(made) if both_ways else AutoModelForCausalLM.from_config(made)
     except Exception as problem:
         raise BaseModelError(
             f"transformers cannot build a {config.get('model_type')} model from its config.json "
             f"({type(problem).__name__}: {problem}); take a base whose architecture it knows"
         ) from problem
-    return dissect(model).shape
+    return dissect(without_pooler(model)).shape

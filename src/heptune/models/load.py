@@ -24,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from heptune.core.errors import BaseModelError
 from heptune.core.events import Listener, Note, ignore
 from heptune.core.registry import nearest
-from heptune.models.anatomy import ENCODERS
+from heptune.models.anatomy import ENCODERS, without_pooler
 from heptune.models.embedded import DEFAULT, EMBEDDED, fetch, offline_switch, source_of
 from heptune.models.gguf_file import read_gguf
 from heptune.models.quiet import quiet
@@ -241,8 +241,8 @@ def _load_folder(
             f"transformers {transformers_version} cannot load {where} as "
             f"{'an encoder' if both_ways else 'a causal language model'}: {_first_line(problem)}"
         ) from problem
-    if both_ways and getattr(model, "pooler", None) is not None:
-        model.pooler = None  # a layer that only next-sentence prediction trained, where a checkpoint has it at all
+    if both_ways:
+        model = without_pooler(model)
         info["missing_keys"] = {name for name in info["missing_keys"] if not name.startswith("pooler.")}
     if missing := sorted(info["missing_keys"]):
         raise BaseModelError(

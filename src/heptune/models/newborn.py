@@ -57,7 +57,7 @@ VOCABULARY, CONTEXT = 4096, 256
 PRETRAINING: dict[str, Any] = {"weight_decay": 0.1}
 
 
-def sized(name: str, size: str | None) -> str:
+def with_size(name: str, size: str | None) -> str:
     """The name of a new model whose size is told apart from its architecture: 'llama', '5m' -> 'llama-5m'. Raises
     UsageError for a size that is not known, and for one beside a name that has one already."""
     if size is None:

@@ -149,8 +149,7 @@ class Estimator:
     def cost(self, candidate: Candidate) -> Cost:
         """What the technique and the task's linear head add, in elements."""
         cost = cost_of(candidate.name, candidate.settings, self.shape, self.base.entry)
-        head = self.workload.classes * (self.shape.hidden + 1)
-        return replace(cost, trainable=cost.trainable + head, optimizer=cost.optimizer + 2 * head)
+        return cost.with_head(self.workload.classes, self.shape.hidden)
 
     def dtype(self, candidate: Candidate) -> str:
         """The type of the base's weights: where they are trained themselves float32, else the target's."""

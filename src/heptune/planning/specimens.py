@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from heptune.core.errors import BaseModelError
-from heptune.models.anatomy import ENCODERS, dissect, is_encoder
+from heptune.models.anatomy import ENCODERS, dissect, is_encoder, without_pooler
 from heptune.models.quiet import quiet
 
 
@@ -73,10 +73,7 @@ def _build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
             torch.manual_seed(0)
             if not is_encoder(config):
                 return AutoModelForCausalLM.from_config(config, dtype=dtype)
-            model = AutoModel.from_config(config, dtype=dtype)
-            if getattr(model, "pooler", None) is not None:
-                model.pooler = None  # as in models/load.py
-            return model
+            return without_pooler(AutoModel.from_config(config, dtype=dtype))
     except (ValueError, TypeError, KeyError, RuntimeError) as problem:
         raise BaseModelError(
             f"no small {config.model_type} could be made to count on: {str(problem).splitlines()[0]}; such a base "

@@ -9,13 +9,13 @@ from heptune.reporting.forest_plot import estimate_text
 
 def by_type(found: Findings) -> tuple[list[str], list[list[str]]]:
     """The heads, and a row for each type."""
-    names = list(dict.fromkeys(name for kind in found.kinds for name in kind.metrics))
+    names = list(dict.fromkeys(name for one in found.entity_types for name in one.metrics))
     rows = [
         [
-            kind.name,
-            numbers.MISSING if kind.count is None else str(kind.count),
-            *(estimate_text(kind.metrics.get(name)) for name in names),
+            one.name,
+            numbers.MISSING if one.count is None else str(one.count),
+            *(estimate_text(one.metrics.get(name)) for name in names),
         ]
-        for kind in found.kinds
+        for one in found.entity_types
     ]
     return ["type", "entities", *names], rows

@@ -132,7 +132,7 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Kind:
+class EntityType:
     """How entities of one type were found: how many there are, and the tuned model's metrics."""
 
     name: str
@@ -177,7 +177,7 @@ class Findings:
     effort: str = ""
     labels: tuple[str, ...] = ()
     confusions: tuple[Confusion, ...] = ()
-    kinds: tuple[Kind, ...] = ()
+    entity_types: tuple[EntityType, ...] = ()
     differing: tuple[Example, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     data: tuple[tuple[str, str], ...] = ()

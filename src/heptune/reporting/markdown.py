@@ -23,7 +23,7 @@ def markdown(found: Findings) -> str:
     parts += [f"**{plain(found.interim)}**"] if found.interim else []
     parts += [plain(word, LONGEST_WORDS) for word in found.words]
     parts += _scores(found)
-    parts += ["The tuned model, type by type:", table(*by_type(found))] if found.kinds else []
+    parts += ["The tuned model, type by type:", table(*by_type(found))] if found.entity_types else []
     parts += _front(found)
     parts += [plain(found.effort)] if found.effort else []
     lines = [line for what, line in found.commands for line in (f"# {what}", cleaned(line))]

@@ -13,10 +13,10 @@ from heptune.reporting.findings import (
     Cost,
     Curve,
     Difference,
+    EntityType,
     Estimate,
     Example,
     Findings,
-    Kind,
 )
 from heptune.reporting.numbers import duration, finite, memory, score
 from heptune.reporting.reading import counts, estimate, estimates, mapping, objects, optional_json, strings, text, whole
@@ -61,7 +61,7 @@ def findings_of_run(folder: Path) -> Findings:
         costs=_costs(run),
         labels=labels,
         confusions=(Confusion("tuned", matrix),) if matrix else (),
-        kinds=_kinds(evaluation),
+        entity_types=_entity_types(evaluation),
         differing=tuple(_example(shown, rival) for shown in objects(evaluation.get("shown"))),
         commands=_commands(manifest, folder),
         data=tuple(trainings.data_files(manifest)),
@@ -155,13 +155,13 @@ def _contender(row: dict[str, Any], number: int, metric: str, run: Training) -> 
     )
 
 
-def _kinds(evaluation: dict[str, Any]) -> tuple[Kind, ...]:
+def _entity_types(evaluation: dict[str, Any]) -> tuple[EntityType, ...]:
     """The types of entities, the most frequent first."""
     found = [
-        Kind(text(row.get("type")), whole(row.get("count")), estimates(row.get("metrics")))
+        EntityType(text(row.get("type")), whole(row.get("count")), estimates(row.get("metrics")))
         for row in objects(evaluation.get("per_type"))
     ]
-    return tuple(sorted(found, key=lambda kind: -(kind.count or 0)))
+    return tuple(sorted(found, key=lambda one: -(one.count or 0)))
 
 
 def _differences(evaluation: dict[str, Any]) -> tuple[Difference, ...]:

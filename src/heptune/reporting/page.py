@@ -104,7 +104,7 @@ def _scores(found: Findings) -> Section:
     seeds = any(len(contender.seeds) > 1 for contender in found.contenders)
     caption += "; the small dots below a line are its single seeds." if seeds else "."
     plot = figure(both(lambda width, form: forest_plot(found, width, form)), caption)
-    return "scores", "Scores", join([plot, _score_table(found), _difference_table(found), _kind_table(found)])
+    return "scores", "Scores", join([plot, _score_table(found), _difference_table(found), _type_table(found)])
 
 
 def _score_table(found: Findings) -> Markup:
@@ -160,8 +160,8 @@ def _difference_table(found: Findings) -> Markup | None:
     return details("Pair by pair, on the same examples", table([head for head, _ in kept], rows, flush))
 
 
-def _kind_table(found: Findings) -> Markup | None:
-    if not found.kinds:
+def _type_table(found: Findings) -> Markup | None:
+    if not found.entity_types:
         return None
     heads, rows = by_type(found)
     return details("The tuned model, type by type", table(heads, rows, range(1, len(heads))), opened=True)

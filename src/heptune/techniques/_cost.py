@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,3 +17,8 @@ class Cost:
     optimizer: int
     activations: int = 0
     tokens: int = 0
+
+    def with_head(self, classes: int, hidden: int) -> Cost:
+        """The same with a linear head of so many classes beside it; AdamW keeps two moments of each element."""
+        head = classes * (hidden + 1)
+        return replace(self, trainable=self.trainable + head, optimizer=self.optimizer + 2 * head)
