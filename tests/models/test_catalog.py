@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from heptune.core.errors import BaseModelError
 from heptune.core.events import Note
 from heptune.models.anatomy import dissect
 from heptune.models.catalog import describe, entries, find
+from heptune.models.embedded import EMBEDDED
 from heptune.models.families import NOT_IN_TRANSFORMERS, families, shape_of
 from heptune.models.shape import ModelShape
 from tiny import FAMILIES, tiny_model
@@ -200,3 +202,16 @@ def test_a_missing_size_is_named() -> None:
         shape_of({"model_type": "llama", "hidden_size": "wide"})
     with pytest.raises(BaseModelError, match="no closed form is known for the model type 'bert'"):
         shape_of({"model_type": "bert"})
+
+
+def test_an_embedded_encoder_is_described_without_fetching_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_fetch(*arguments: Any, **more: Any) -> Path:
+        pytest.fail("its weights would come with it")
+
+    monkeypatch.setattr("heptune.models.load.fetch", no_fetch)
+    monkeypatch.setattr("heptune.models.embedded.fetch", no_fetch)
+    facts = describe("minilm")
+    assert facts.both_ways and facts.tunable == "minilm"
+    # As all-MiniLM-L6-v2 has them without its pooling layer.
+    assert (facts.shape.parameters, facts.shape.layers, facts.shape.hidden) == (22_565_376, 6, 384)
+    assert all(find(name) is not None or EMBEDDED[name].config for name in EMBEDDED)

@@ -106,11 +106,12 @@ def describe(name: str, *, listener: Listener = ignore) -> BaseFacts:
             note=entry.note,
             entry=entry,
         )
-    if name in EMBEDDED or _HUB_ID.fullmatch(name):
+    if name in EMBEDDED:
+        return _facts(name, EMBEDDED[name].config, "an embedded base", name, listener)
+    if _HUB_ID.fullmatch(name):
         from heptune.models.load import read_config
 
-        origin = "its config.json" if name in EMBEDDED else f"config.json of {name} on the hub"
-        return _facts(name, read_config(name, listener=listener), origin, name, listener)
+        return _facts(name, read_config(name, listener=listener), f"config.json of {name} on the hub", name, listener)
     if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise BaseModelError(f"there is no folder or file {name}; {_KNOWN}")
     close = nearest(name, entries())

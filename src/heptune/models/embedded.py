@@ -17,9 +17,9 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Embedded:
     """An entry of the catalog: the base on the hub, and the Python package that holds the same base.
 
     In the package it is `file`, a GGUF file or safetensors; with safetensors come `beside` it: files of the same
-    folder, each with its SHA-256. `hub_bytes` are to be downloaded from the hub.
+    folder, each with its SHA-256. `hub_bytes` are to be downloaded from the hub. `config`: of a base that the catalog
+    (`models/catalog.py`) does not hold, so that nothing is fetched to describe it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Embedded:
     file_sha256: str
     file_bytes: int
     beside: tuple[tuple[str, str], ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 EMBEDDED = {
@@ -82,6 +84,20 @@ EMBEDDED = {
                 ("special_tokens_map.json", "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
                 ("vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
             ),
+            config={
+                "architectures": ["BertModel"],
+                "model_type": "bert",
+                "hidden_act": "gelu",
+                "hidden_size": 384,
+                "intermediate_size": 1536,
+                "layer_norm_eps": 1e-12,
+                "max_position_embeddings": 512,
+                "num_attention_heads": 12,
+                "num_hidden_layers": 6,
+                "pad_token_id": 0,
+                "type_vocab_size": 2,
+                "vocab_size": 30522,
+            },
         ),
     ]
 }
