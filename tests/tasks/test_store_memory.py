@@ -67,16 +67,16 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     small = corpus(tmp_path / "small.txt", 0.25)
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     grown = {}
-    for megabytes in (1, 6):
+    for megabytes in (1, 12):
         large = corpus(tmp_path / f"{megabytes}.txt", megabytes)
         words = [sys.executable, "-c", PROGRAM, str(small), str(large)]
         folders = [str(tmp_path / f"{megabytes}-{name}") for name in ("small", "large")]
-        path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
             [*words, *folders], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
         )
         assert done.returncode == 0, done.stderr
         grown[megabytes] = json.loads(done.stdout)
-    assert grown[6]["tokens"] > 5 * grown[1]["tokens"]
-    # Index, lengths and the order of the windows: some 50 bytes for each KB of text.
-    assert grown[6]["grown"] - grown[1]["grown"] < 2 << 20, grown
+    assert grown[12]["tokens"] > 10 * grown[1]["tokens"]
+    # Index, lengths and the order of the windows take some 50 bytes for each KB of text: 0.5 MB here. The allocator's
+    # mood moves the figure by two to three MB. The text or its tokens, held once, would be 11 MB or more.
+    assert grown[12]["grown"] - grown[1]["grown"] < 5 << 20, grown
