@@ -23,7 +23,7 @@ ORDER = (
     {"engine"},
     {"scoring", "planning"},
     {"tuning"},
-    {"racing"},
+    {"racing", "shipping", "serving"},
     {"reporting"},
     {"api"},
     {"cli"},
