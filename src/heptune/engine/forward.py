@@ -26,6 +26,7 @@ from heptune.engine.loss import cross_entropy
 from heptune.models.anatomy import Anatomy
 from heptune.models.attention import Visibility, install
 from heptune.models.readout import Readout
+from heptune.models.slots import Step
 from heptune.tasks.example import Example
 from heptune.tasks.store import lengths
 
@@ -195,14 +196,33 @@ class Forward:
                 past_key_values=cache,
                 use_cache=True,
             )
-        logits = self._head()(output.last_hidden_state[0, torch.from_numpy(rows).to(self.device)])
-        logits = logits if self._transform is None else self._transform(logits)
+        logits = self.next_token(output.last_hidden_state[0, torch.from_numpy(rows).to(self.device)])
         if allowed is not None:
             kept = torch.full_like(logits, -torch.inf)
             for row, tokens in enumerate(allowed):
                 kept[row, tokens] = logits[row, tokens]
             logits = kept
         return logits.argmax(-1).cpu().numpy()
+
+    @torch.no_grad()
+    def hidden_in(self, step: Step, token: np.ndarray, position: np.ndarray) -> torch.Tensor:
+        """The last hidden states of a step of growing sequences, [T, d]. For architectures that attend over forests."""
+        assert self._state is not None
+        ids, place = (torch.from_numpy(a).to(self.device)[None] for a in (token, position))
+        with self._state.stepping(step):
+            output = self.anatomy.decoder(
+                input_ids=ids, position_ids=place, attention_mask=_no_mask(self.device), use_cache=False
+            )
+        step.done()
+        found: torch.Tensor = output.last_hidden_state[0]
+        return found
+
+    @torch.no_grad()
+    def next_token(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits of the token after each of these hidden states: [n, d] -> [n, vocabulary]."""
+        logits = self._head()(hidden)
+        found: torch.Tensor = logits if self._transform is None else self._transform(logits)
+        return found
 
     def _placed(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with the technique's virtual tokens in their places."""

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from heptune.core.errors import TechniqueError
+from heptune.models.mixture import RowChanges
 from heptune.models.readout import Readout
 from heptune.techniques._contract import Attached
 
@@ -43,6 +44,14 @@ class Headed:
         """The technique's files, and the head's beside them."""
         self.attached.save(folder, base)
         save_file({n: p.detach().cpu().contiguous() for n, p in self._own.items()}, folder / FILE)
+
+    def rows(self) -> RowChanges:
+        """The technique's; a head is no part of what rows are computed to."""
+        return self.attached.rows()
+
+    def withdraw(self) -> None:
+        """The technique alone."""
+        self.attached.withdraw()
 
     def merge(self) -> None:
         """The technique alone; the head stays beside the base."""

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heptune.models.blocks import cuts, keys_of
+from heptune.models.slots import Step, dot_product
 
 NAME = "heptune_forest"
 
@@ -119,16 +119,27 @@ class AttentionState:
     - `visibility`: the forest that is being computed, or None for an ordinary call
     - `prefix`: each layer's keys and values that stand before every sequence, or None
     - `position`: in an ordinary call with a prefix, the place of each token in its own sequence, int64 [B or 1, T]
+    - `step`: the step of growing sequences that is being computed (see `models/slots.py`), or None
     - `record`: where set, each layer puts its keys and values there, by its index
     - `takes_prefixes`: whether the architecture was found to take a prefix (see `models/prefix.py`)
     """
 
     def __init__(self) -> None:
         self.visibility: Visibility | None = None
+        self.step: Step | None = None
         self.prefix: list[KeyValue] | None = None
         self.position: torch.Tensor | None = None
         self.record: dict[int, KeyValue] | None = None
         self.takes_prefixes = False
+
+    @contextmanager
+    def stepping(self, step: Step) -> Iterator[None]:
+        """Attention takes this step inside the block."""
+        self.step = step
+        try:
+            yield
+        finally:
+            self.step = None
 
     @contextmanager
     def over(self, visibility: Visibility | None) -> Iterator[None]:
@@ -158,6 +169,9 @@ def forest_attention(
     state: AttentionState | None = getattr(module, "heptune_attention", None)
     if state is not None and state.record is not None:
         state.record[module.heptune_layer] = (key[0], value[0])
+    if state is not None and state.step is not None:
+        window = sliding_window or None
+        return state.step.attend(module.heptune_layer, query, key, value, scaling, window, softcap), None
     prefix = state.prefix[module.heptune_layer] if state is not None and state.prefix is not None else None
     window = sliding_window or None
     if state is None or state.visibility is None:
@@ -239,19 +253,9 @@ def attend(
             k, v = key.index_select(2, block.keys), value.index_select(2, block.keys)
         if own:
             k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
-        out = _dot_product(q, k, v, bias, scaling, softcap)
+        out = dot_product(q, k, v, bias, scaling, softcap)
         outputs.append(out.reshape(heads, count, -1))  # a copy where the kernel lays heads innermost (CUDA's does)
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0)
-
-
-def _dot_product(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scaling: float | None, softcap: float | None
-) -> torch.Tensor:
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
-    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap) + bias
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 def _softcapped(
@@ -268,7 +272,7 @@ def _softcapped(
     if mask is None:
         mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
     bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    return _dot_product(query, key, value, bias, scaling, softcap).transpose(1, 2).contiguous()
+    return dot_product(query, key, value, bias, scaling, softcap).transpose(1, 2).contiguous()
 
 
 def register() -> None:

@@ -39,6 +39,13 @@ class KeyValuePrefix:
         anatomy.placement.prefix = length
         self._hook = anatomy.decoder.register_forward_pre_hook(self._before, with_kwargs=True)
 
+    @torch.no_grad()
+    def keys_and_values(self) -> torch.Tensor:
+        """The prefix as it is now, [2 L, K, P, D]."""
+        found = self.source(None)
+        assert found is not None
+        return found
+
     def remove(self) -> None:
         """Takes the prefix out again."""
         self._hook.remove()

@@ -28,7 +28,7 @@ class VirtualTokens:
     """
 
     def __init__(self, anatomy: Anatomy, front: int, inner: int, vectors: Vectors) -> None:
-        self.anatomy, self.vectors = anatomy, vectors
+        self.anatomy, self.vectors, self.front, self.inner = anatomy, vectors, front, inner
         self._virtual: torch.Tensor | None = None
         self._kept: tuple[torch.Tensor, torch.Tensor] | None = None  # the vectors, and the keys and values they give
         embedding = anatomy.model.get_input_embeddings()

@@ -61,7 +61,7 @@ def reply(
     `BaseModelError` where the conversation leaves no positions, or too few for any valid reply.
     """
     return _generated(
-        anatomy, template, _prompt(anatomy.placement, template, messages, tools), sampling, on_text, guide
+        anatomy, template, prompt_ids(anatomy.placement, template, messages, tools), sampling, on_text, guide
     )
 
 
@@ -75,7 +75,7 @@ def continuation(
     """How a document goes on whose beginning is `prompt`, up to its end. The rest is as in `reply`."""
     if not prompt:
         raise UsageError("there is nothing to go on from; write the beginning of a text")
-    return _generated(anatomy, template, _placed(anatomy.placement, prompt, 1), sampling, on_text)
+    return _generated(anatomy, template, placed(anatomy.placement, prompt, 1), sampling, on_text)
 
 
 def _generated(
@@ -96,7 +96,7 @@ def _generated(
     limit = min(sampling.max_tokens, _room(anatomy, prompt))
     if guide is not None:
         choice["logits_processor"] = LogitsProcessorList(
-            [_Guided(_Walk(guide, limit), len(prompt), template.stop_tokens)]
+            [_Guided(Walk(guide, limit), len(prompt), template.stop_tokens)]
         )
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive(sampling.seed, "reply", *prompt))
@@ -138,7 +138,7 @@ def replies(
             listener(Progress(what, i + 1, total, "replies"))
         return said
     prompts = [
-        as_example(_prompt(anatomy.placement, template, messages, ""), i) for i, messages in enumerate(conversations)
+        as_example(prompt_ids(anatomy.placement, template, messages, ""), i) for i, messages in enumerate(conversations)
     ]
     done = 0
     for portion in portions(prompts, ROWS_AT_ONCE):
@@ -153,7 +153,7 @@ def replies(
     return said
 
 
-def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Message], tools: str) -> list[int]:
+def prompt_ids(placement: Placement, template: ChatTemplate, messages: Sequence[Message], tools: str) -> list[int]:
     """The prompt's ids. Virtual tokens in front are the model's own business; where some stand before the answer, all
     of them stand among the ids, in the places that they have in training: before the first reply."""
     prompt = template.prompt(messages, tools)
@@ -164,10 +164,10 @@ def _prompt(placement: Placement, template: ChatTemplate, messages: Sequence[Mes
         if segment.supervised:
             break
         lead += len(segment.tokens)
-    return _placed(placement, prompt, lead)
+    return placed(placement, prompt, lead)
 
 
-def _placed(placement: Placement, prompt: Sequence[int], lead: int) -> list[int]:
+def placed(placement: Placement, prompt: Sequence[int], lead: int) -> list[int]:
     """The prompt with the virtual tokens that stand before its first answer, which begins at `lead`."""
     if not placement.inner:
         return list(prompt)
@@ -190,7 +190,7 @@ def _room(anatomy: Anatomy, prompt: list[int]) -> int:
     return limit - words - taken
 
 
-class _Walk:
+class Walk:
     """A guide's way along a reply of at most `limit` tokens as it grows."""
 
     def __init__(self, guide: Guide, limit: int) -> None:
@@ -216,7 +216,7 @@ class _Walk:
 class _Guided(LogitsProcessor):
     """Leaves the allowed tokens their scores and takes those of all others away; a closed reply can only end."""
 
-    def __init__(self, walk: _Walk, start: int, stop_tokens: Sequence[int]) -> None:
+    def __init__(self, walk: Walk, start: int, stop_tokens: Sequence[int]) -> None:
         self.walk, self.start, self.stop_tokens = walk, start, list(stop_tokens)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -229,7 +229,7 @@ class _Guided(LogitsProcessor):
 
 
 def _allowing(guides: Sequence[Guide | None], limits: Sequence[int]) -> Allowed | None:
-    walks = [_Walk(guide, limit) for guide, limit in zip(guides, limits, strict=True) if guide is not None]
+    walks = [Walk(guide, limit) for guide, limit in zip(guides, limits, strict=True) if guide is not None]
     return (lambda number, said: walks[number].allowed(said)) if walks else None
 
 

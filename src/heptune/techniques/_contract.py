@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from heptune.models.anatomy import Anatomy
+from heptune.models.mixture import RowChanges
 from heptune.models.shape import ModelShape
 from heptune.techniques._cost import Cost
 
@@ -40,8 +41,17 @@ class Attached(Protocol):
     def save(self, folder: Path, base: str) -> None:
         """Writes the technique's own weights and configuration into an existing folder. `base` is the base's name."""
 
+    def rows(self) -> RowChanges:
+        """What it does to its own rows of a batch in which others have rows as well. It holds the technique's tensors
+        as they are now, and works when the technique has been detached. Capability 'trains_base': nothing, since what
+        it learned is in the base's weights."""
+
     def merge(self) -> None:
         """Folds the technique into the base's weights (capability 'mergeable')."""
+
+    def withdraw(self) -> None:
+        """Takes the technique out of the model and leaves the base as it stands beneath: its weights stay as they are
+        now, trained ones trained, those in 4 bits in 4 bits."""
 
     def detach(self) -> None:
         """Gives the base back as it was, bit for bit (capability 'detachable')."""

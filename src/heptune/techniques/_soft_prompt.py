@@ -19,6 +19,7 @@ from torch import nn
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import generator
 from heptune.models.anatomy import Anatomy
+from heptune.models.mixture import RowChanges
 from heptune.models.prefix import KeyValuePrefix
 from heptune.models.shape import ModelShape
 from heptune.models.virtual import VirtualTokens
@@ -134,13 +135,25 @@ class AttachedSoftPrompt:
         if tensors:
             save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder / NETWORK_FILE)
 
+    @torch.no_grad()
+    def rows(self) -> RowChanges:
+        """Its keys and values, or its vectors."""
+        place = self._place
+        if isinstance(place, KeyValuePrefix):
+            return RowChanges(prefix=place.keys_and_values().contiguous())
+        return RowChanges(vectors=self.table(), front=place.front, inner=place.inner)
+
     def merge(self) -> None:
         """A soft prompt has no place in the base's weights."""
         raise TechniqueError(f"{self.settings.name} adds positions, not weights: it cannot be merged into the base")
 
-    def detach(self) -> None:
+    def withdraw(self) -> None:
         """Takes the vectors out; the base was never changed."""
         self._place.remove()
+
+    def detach(self) -> None:
+        """The same."""
+        self.withdraw()
 
 
 def check(name: str, virtual_tokens: int, init: str, init_text: str) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from heptune.core.errors import TechniqueError
 from heptune.models.anatomy import Anatomy
+from heptune.models.mixture import RowChanges
 
 CONFIG_FILE = "trained_weights.json"
 WEIGHTS_FILE = "trained_weights.safetensors"
@@ -65,8 +66,17 @@ class TrainedWeights:
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
 
+    def rows(self) -> RowChanges:
+        """Nothing: what was learned is in the base's own weights."""
+        return RowChanges()
+
     def merge(self) -> None:
         """The trained weights are the base's own already; nothing is left to fold in."""
+
+    def withdraw(self) -> None:
+        """The trained weights stay in the base."""
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(False)
 
     def detach(self) -> None:
         """Puts the original weights back."""

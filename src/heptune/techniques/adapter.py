@@ -62,10 +62,13 @@ from heptune.core.errors import TechniqueError
 from heptune.core.registry import unknown
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy
-from heptune.models.junctions import insert, junctions
+from heptune.models.junctions import Junction, insert, junctions
+from heptune.models.mixture import RowChanges
 from heptune.models.shape import ModelShape
 from heptune.techniques import _adapterhub, _note
 from heptune.techniques._contract import Cost, Encode
+
+Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (h, r) -> what stands in the place of h
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,7 @@ class AttachedAdapter:
         for parameter in anatomy.model.parameters():
             parameter.requires_grad_(False)
         self.modules: dict[tuple[int, str], Bottleneck] = {}
+        self._changes: dict[Junction, Change] = {}
         self._hooks: list[Any] = []
         for junction in chosen:
             module = Bottleneck(
@@ -239,7 +243,8 @@ class AttachedAdapter:
                 derive(seed, "adapter", junction.layer, junction.sublayer),
             )
             self.modules[junction.layer, junction.sublayer] = module
-            self._hooks += insert(anatomy, junction, _change(module, variant))
+            self._changes[junction] = _change(module, variant)
+            self._hooks += insert(anatomy, junction, self._changes[junction])
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -284,18 +289,26 @@ class AttachedAdapter:
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
 
+    def rows(self) -> RowChanges:
+        """Its change of every junction."""
+        return RowChanges(junctions={junction: (change,) for junction, change in self._changes.items()})
+
     def merge(self) -> None:
         """Refused: A is not linear, so no weight of the base can take it in."""
         raise TechniqueError("adapter: an adapter is not linear and cannot be merged into the base; keep it beside it")
 
-    def detach(self) -> None:
+    def withdraw(self) -> None:
         """Takes the hooks away; the base was never changed."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self.modules = [], {}
+        self._hooks, self.modules, self._changes = [], {}, {}
+
+    def detach(self) -> None:
+        """The same."""
+        self.withdraw()
 
 
-def _change(module: Bottleneck, variant: Variant) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _change(module: Bottleneck, variant: Variant) -> Change:
     """What stands in the place of h."""
     return lambda h, r: h + module(variant.reads(h, r))
 

@@ -58,6 +58,7 @@ from torch import nn
 from heptune.core.errors import TechniqueError
 from heptune.core.seeds import derive
 from heptune.models.anatomy import Anatomy, weight_of
+from heptune.models.mixture import RowChanges, SiteChange
 from heptune.models.quantization import dequantize
 from heptune.models.shape import ModelShape, Site
 from heptune.techniques import _lora_peft, _note, _peft
@@ -220,15 +221,26 @@ class LoraLinear(nn.Module):
             matrix = partial(weight_of, self.base, self.site.transposed)
             y = _LoraFunction.apply(flat, matrix, self.base.bias, a, b, self.scale)
             y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.magnitude is None else self._with_magnitude(y, self.magnitude)
+        return y if self.magnitude is None else self._stretched(y, self.magnitude / self.norm() - 1)
 
-    def _with_magnitude(self, y: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-        """DoRA: (m / ||W + s B A||) (W + s B A) x + b, from y = (W + s B A) x + b.
+    @torch.no_grad()
+    def change(self) -> SiteChange:
+        """What it makes of y [n, out], which the site gives for x [n, in] without it. For use, not for training."""
+        a, b = self.A.T.contiguous(), self.B.T.contiguous()
+        more = None if self.magnitude is None else self.magnitude / self.norm() - 1
+
+        def onto(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            y = torch.addmm(y, x @ a.to(x.dtype), b.to(x.dtype), alpha=self.scale)
+            return y if more is None else self._stretched(y, more)
+
+        return onto
+
+    def _stretched(self, y: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        """DoRA: (m / ||W + s B A||) (W + s B A) x + b, from y = (W + s B A) x + b and more = m / ||W + s B A|| - 1.
 
         As y plus a difference, so that it is y, bit for bit, where m is the norm.
         """
-        more = (magnitude / self.norm() - 1).to(y.dtype)
-        return y + more * (y if self.bias is None else y - self.bias)
+        return y + more.to(y.dtype) * (y if self.bias is None else y - self.bias)
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -320,6 +332,10 @@ class AttachedLora:
             parameter.copy_(tensors[name])
         return self
 
+    def rows(self) -> RowChanges:
+        """Its change of every site."""
+        return RowChanges({path: (module.change(),) for path, module in self.modules.items()}, head=self.head)
+
     @torch.no_grad()
     def merge(self) -> None:
         """Writes W + s B A into every base weight and takes the LoRA out; it cannot be detached afterwards.
@@ -349,6 +365,10 @@ class AttachedLora:
 
     def detach(self) -> None:
         """Puts the base's own modules back; they were never changed."""
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """The same, whether their weights are what they were before or in 4 bits."""
         for path, module in self.modules.items():
             self.anatomy.model.set_submodule(path, module.base)
         if self.head is not None:

@@ -27,6 +27,7 @@ from heptune.engine import headed
 from heptune.engine.settings import Settings
 from heptune.models.anatomy import Anatomy
 from heptune.models.load import Base
+from heptune.models.mixture import RowChanges, together
 from heptune.models.readout import Readout
 from heptune.runs import lineage
 from heptune.runs.lineage import CONTINUE, MERGE, STACK, WAYS
@@ -80,9 +81,18 @@ class Stacked:
         """Writes the upper technique."""
         self.top.save(folder, base)
 
+    def rows(self) -> RowChanges:
+        """What all of them do."""
+        return together(attached.rows() for attached in (*self.frozen, self.top))
+
     def merge(self) -> None:
         """Folds the upper technique into what stands beneath it."""
         self.top.merge()
+
+    def withdraw(self) -> None:
+        """Takes all of them out, the upper one first."""
+        for attached in (self.top, *reversed(self.frozen)):
+            attached.withdraw()
 
     def detach(self) -> None:
         """Takes the upper technique out."""
@@ -195,7 +205,7 @@ def _layers(rounds: Sequence[Run | None], ways: Sequence[str]) -> list[Layer]:
     return found
 
 
-def _stores_base(run: Run) -> bool:
+def stores_base(run: Run) -> bool:
     """Whether a round decides in which form the base is stored: the first one does, and one that started on a merged
     base, with those that continued them. What was stacked took the base as it was."""
     place = run
@@ -216,7 +226,7 @@ def lay(anatomy: Anatomy, layers: Sequence[Layer], listener: Listener) -> list[A
     """Builds what stands beneath a round and returns those that are not folded. Nothing of it is trained."""
     standing: list[Attached] = []
     for layer in layers:
-        if _stores_base(layer.run):
+        if stores_base(layer.run):
             settings = Settings(**layer.run.manifest["settings"])
             bases.quantize_where_asked(anatomy, layer.technique, settings, listener)
         attached = layer.technique.restore(anatomy, layer.run.artifact)
@@ -242,7 +252,7 @@ def attach(
 ) -> Attached:
     """Puts a run's technique into its base as it is before the first step, with the `layers` beneath it."""
     standing = lay(anatomy, layers, listener)
-    if _stores_base(run):
+    if stores_base(run):
         _tell_rounding(layers, technique, settings, listener)
         bases.quantize_where_asked(anatomy, technique, settings, listener)
     if lineage.way(run) == CONTINUE:
@@ -284,7 +294,7 @@ def restore(run: Run, layers: Sequence[Layer], anatomy: Anatomy, artifact: Path,
     """Puts a run's artifact into its base, with the `layers` beneath it."""
     technique = techniques.get(run.manifest["technique"]["name"])
     standing = lay(anatomy, layers, listener)
-    if _stores_base(run):
+    if stores_base(run):
         bases.quantize_where_asked(anatomy, technique, Settings(**run.manifest["settings"]), listener)
     technique.restore(anatomy, artifact)
     for attached in standing:

@@ -95,20 +95,10 @@ class Tuned:
     def classify(self, text: str) -> dict[str, float]:
         """The probability of each label, calibrated, likeliest first (of several labels each by itself). Raises
         `RunError` when the run learned another task."""
-        if isinstance(self.task, Label):
-            return dict(sorted(self._labelled(self.task, text).items(), key=lambda pair: -pair[1]))
-        if not isinstance(self.task, Classify):
+        if not isinstance(self.task, Classify | Label):
             raise self._learned_another("classify")
-        log_p = self.scorer.labels(self.task, [Record(1, text=text, label=self.task.labels[0])], "scoring")
-        probabilities = np.exp(log_probabilities(log_p, self.calibration.temperature))[0]
-        pairs = zip(self.task.labels, map(float, probabilities), strict=True)
-        return dict(sorted(pairs, key=lambda pair: -pair[1]))
-
-    def _labelled(self, task: Label, text: str) -> dict[str, float]:
-        examples = task.scored(Record(1, text=text, label=task.labels[0]), 0, self.template, self.scorer.max_length)
-        (logits,) = self.scorer.seen(examples, "scoring")
-        probabilities = np.exp(log_probabilities(logits[:1], self.calibration.temperature, task.several))[0]
-        return dict(zip(task.labels, map(float, probabilities), strict=True))
+        (found,) = label_probabilities(self.task, self.scorer, self.calibration, [text])
+        return found
 
     def extract(self, text: str) -> list[Entity]:
         """The entities of a text, in order. What is too long loses its end, and what stands there is not found. Raises
@@ -162,6 +152,21 @@ class Tuned:
         asked = self.task.messages(messages) if isinstance(self.task, Chat) else list(messages)
         given = tools_of(list(tools), "tools")
         return reply(self.anatomy, self.template, asked, sampling or Sampling(), on_text, tools=given)
+
+
+def label_probabilities(
+    task: Classify | Label, scorer: Scorer, calibration: Calibration, texts: Sequence[str]
+) -> list[dict[str, float]]:
+    """The probability of each label for each text, calibrated, likeliest first."""
+    records = [Record(1, text=text, label=task.labels[0]) for text in texts]
+    if isinstance(task, Classify):
+        scores, several = scorer.labels(task, records, "scoring"), False
+    else:
+        examples = [e for i, r in enumerate(records) for e in task.scored(r, i, scorer.template, scorer.max_length)]
+        scores, several = np.stack([logits[0] for logits in scorer.seen(examples, "scoring")]), task.several
+    probabilities = np.exp(log_probabilities(scores, calibration.temperature, several))
+    pairs = (zip(task.labels, map(float, each), strict=True) for each in probabilities)
+    return [dict(sorted(each, key=lambda pair: -pair[1])) for each in pairs]
 
 
 def opened(run: Run, listener: Listener) -> Tuned:

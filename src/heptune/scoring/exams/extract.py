@@ -147,9 +147,15 @@ def extracted(task: Extract, anatomy: Anatomy, template: ChatTemplate, max_lengt
 
     The likeliest allowed token is taken each time. Raises BaseModelError for a base that cannot be guided.
     """
-    left = task.shortened(text, template, _room(anatomy, max_length))
-    sampling, guide = Sampling(max_tokens=ANSWER_TOKENS), _guide(task, left, template)
+    left, guide = guided(task, anatomy, template, max_length, text)
+    sampling = Sampling(max_tokens=ANSWER_TOKENS)
     return read(left, reply(anatomy, template, task.messages(left), sampling, guide=guide))
+
+
+def guided(task: Extract, anatomy: Anatomy, template: ChatTemplate, max_length: int, text: str) -> tuple[str, Guide]:
+    """What of a text can be asked about, and the guide of its answer. Raises as `extracted`."""
+    left = task.shortened(text, template, _room(anatomy, max_length))
+    return left, _guide(task, left, template)
 
 
 def _guide(task: Extract, text: str, template: ChatTemplate) -> Guide:

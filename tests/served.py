@@ -1,0 +1,53 @@
+"""What the tests of serving have in common: techniques that learn fast, and how a model is asked."""
+
+from __future__ import annotations
+
+from heptune import techniques
+from heptune.data.record import Message
+from heptune.serving.choice import Choice
+from heptune.serving.fleet import Fleet, Served
+from heptune.serving.reply import End, Piece, Reply
+from heptune.serving.text import Growing
+
+SEVEN = ("lora", "qlora", "adapter", "prefix", "prompt", "p_tuning", "p_tuning_v2")
+RATES = {"prompt": 0.3, "p_tuning": 0.1, "prefix": 0.1, "p_tuning_v2": 0.3, "full": 1e-2, "freeze": 3e-2}
+
+
+def technique_of(name: str) -> object:
+    return techniques.build(name, {"learning_rate": RATES.get(name, 3e-2)})
+
+
+class Heard(list[Piece | End]):
+    @property
+    def text(self) -> str:
+        return "".join(each.text for each in self if isinstance(each, Piece))
+
+    @property
+    def reason(self) -> str:
+        assert isinstance(self[-1], End)
+        return self[-1].reason
+
+
+def ask(served: Served, question: str, limit: int = 24, **choice: object) -> tuple[Reply, Heard]:
+    heard = Heard()
+    template = served.template
+    reply = Reply(
+        served,
+        served.rows,
+        served.chat_tokens([Message("user", question)]),
+        limit,
+        Choice(**choice),  # type: ignore[arg-type]
+        frozenset(template.stop_tokens),
+        Growing(template.tokenizer),
+        heard.append,
+    )
+    return reply, heard
+
+
+def until_done(fleet: Fleet) -> None:
+    for _ in range(2000):
+        if not any(engine.busy for engine in fleet.engines):
+            return
+        for engine in fleet.engines:
+            engine.turn()
+    raise AssertionError("the engine does not come to an end")

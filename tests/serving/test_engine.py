@@ -1,0 +1,108 @@
+"""What is served is what the model says: to the token, whoever else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from heptune import api
+from heptune.data.record import Message
+from heptune.models.quiet import quiet
+from heptune.serving.fleet import Fleet
+from served import SEVEN, ask, technique_of, until_done
+from tiny import tiny_model, tiny_tokenizer
+
+QUESTIONS = ("What is 7?", "What is the capital of France?", "Who wrote the book, and when? " * 6)
+
+
+def greedy(folder: Path, question: str, limit: int = 24) -> list[int]:
+    """What transformers' own generation says with the run's model, token by token."""
+    tuned = api.open_run(folder)
+    prompt = torch.tensor([tuned.template.prompt([Message("user", question)])])
+    with quiet(), torch.no_grad():
+        out = tuned.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=limit,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=list(tuned.template.stop_tokens),
+            pad_token_id=tuned.template.stop_tokens[0],
+        )
+    said = out[0, prompt.shape[1] :].tolist()
+    return said[:-1] if said[-1] in tuned.template.stop_tokens else said
+
+
+@pytest.fixture(scope="module")
+def wanted(runs: dict[str, Path]) -> dict[tuple[str, str], list[int]]:
+    return {(name, question): greedy(runs[name], question) for name in SEVEN for question in QUESTIONS}
+
+
+def test_the_seven_say_different_things(wanted: dict[tuple[str, str], list[int]]) -> None:
+    assert len({tuple(wanted[name, QUESTIONS[0]]) for name in SEVEN}) == len(SEVEN)
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_alone_it_is_transformers_greedy_generation(
+    name: str,
+    runs: dict[str, Path],
+    wanted: dict[tuple[str, str], list[int]],
+    fleet_of: Callable[..., Fleet],
+) -> None:
+    fleet = fleet_of({name: runs[name]})
+    for question in QUESTIONS:
+        reply, _ = ask(fleet.get(name), question)
+        fleet.get(name).engine.submit(reply)
+        until_done(fleet)
+        assert list(reply.said) == wanted[name, question]
+
+
+def test_all_seven_in_one_batch_say_the_same(
+    runs: dict[str, Path], wanted: dict[tuple[str, str], list[int]], fleet_of: Callable[..., Fleet]
+) -> None:
+    fleet = fleet_of(runs)
+    assert len(fleet.engines) == 1  # one base
+    asked = {}
+    for question in QUESTIONS:
+        for name in SEVEN:
+            reply, heard = ask(fleet.get(name), question)
+            fleet.get(name).engine.submit(reply)
+            asked[name, question] = (reply, heard)
+        fleet.engines[0].step()  # they do not all begin at the same time
+    until_done(fleet)
+    assert {key: list(reply.said) for key, (reply, _) in asked.items()} == wanted
+    for (name, _), (reply, heard) in asked.items():
+        tokenizer = fleet.get(name).template.tokenizer
+        assert heard.text == tokenizer.decode(list(reply.said), skip_special_tokens=True)
+
+
+FAMILIES = ("qwen3", "glm4", "gpt2", "gpt_neox", "mistral", "gemma3", "phi3", "smollm3", "olmo2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_says_in_a_mixed_batch_what_it_says_alone(
+    family: str,
+    conversations: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    fleet_of: Callable[..., Fleet],
+) -> None:
+    """Windows, learned positions, sums behind norms and fused projections: LoRA, adapter, prefix and prompt at once."""
+    base = tmp_path / family
+    tiny_model(family).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    names = ("lora", "adapter", "p_tuning_v2", "prompt")
+    runs = {
+        name: api.tune(base, conversations, technique=technique_of(name), out=tmp_path / name, max_steps=2).folder
+        for name in names
+    }
+    fleet = fleet_of(runs)
+    asked = {(name, q): ask(fleet.get(name), q, limit=10)[0] for q in QUESTIONS for name in names}
+    for reply in asked.values():
+        fleet.engines[0].submit(reply)
+    until_done(fleet)
+    wanted = {(name, q): greedy(runs[name], q, limit=10) for name, q in asked}
+    assert {key: list(reply.said) for key, reply in asked.items()} == wanted
