@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from heptune import techniques
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from heptune import api, techniques
 from heptune.data.record import Message
+from heptune.models.quiet import quiet
 from heptune.serving.choice import Choice
 from heptune.serving.fleet import Fleet, Served
 from heptune.serving.reply import End, Piece, Reply
@@ -11,6 +17,8 @@ from heptune.serving.text import Growing
 
 SEVEN = ("lora", "qlora", "adapter", "prefix", "prompt", "p_tuning", "p_tuning_v2")
 RATES = {"prompt": 0.3, "p_tuning": 0.1, "prefix": 0.1, "p_tuning_v2": 0.3, "full": 1e-2, "freeze": 3e-2}
+
+Make = Callable[..., Path]
 
 
 def technique_of(name: str) -> object:
@@ -51,3 +59,21 @@ def until_done(fleet: Fleet) -> None:
         for engine in fleet.engines:
             engine.turn()
     raise AssertionError("the engine does not come to an end")
+
+
+def greedy(folder: Path, question: str, limit: int = 24) -> list[int]:
+    """What transformers' own generation says with the run's model, token by token."""
+    tuned = api.open_run(folder)
+    prompt = torch.tensor([tuned.template.prompt([Message("user", question)])])
+    with quiet(), torch.no_grad():
+        out = tuned.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=limit,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=list(tuned.template.stop_tokens),
+            pad_token_id=tuned.template.stop_tokens[0],
+        )
+    said = out[0, prompt.shape[1] :].tolist()
+    return said[:-1] if said[-1] in tuned.template.stop_tokens else said

@@ -1,5 +1,5 @@
-"""The verbs: plan, tune, pretrain, resume, race, evaluate, report, load, check, explain. The command line calls nothing
-else but the modules that plan, report and check come from, which load less."""
+"""The verbs: plan, tune, pretrain, resume, race, evaluate, report, load, server, check, explain. The command line calls
+nothing else but the modules that plan, report and check come from, which load less."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
@@ -47,6 +47,9 @@ from heptune.tuning import problem as problems
 from heptune.tuning.checking import check as check  # one of the verbs
 from heptune.tuning.replay import draw, require_alike
 from heptune.tuning.use import Bare, Tuned, opened
+
+if TYPE_CHECKING:
+    from heptune.serving.server import Server
 
 
 def tune(
@@ -240,6 +243,30 @@ def evaluate(
 def open_run(folder: str | Path, *, listener: Listener = ignore) -> Tuned:
     """Loads a run's base and artifact for use."""
     return opened(Run(folder), listener)
+
+
+def server(
+    runs: Mapping[str, str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    allow: str | Path | None = None,
+    room: Any = None,
+    limits: Any = None,
+    listener: Listener = ignore,
+) -> Server:
+    """A server of runs by their names, and of their bases, in OpenAI's interface over HTTP; `serve` on it lets it
+    answer until the process is told to stop.
+
+    Other machines are served only with an `api_key`. Runs in the folder `allow` may be loaded while it runs. `room` is
+    a `heptune.serving.engine.Room` and `limits` a `heptune.serving.asking.Limits`.
+    """
+    from heptune.serving import server as serving  # here: HTTP takes most of a second to import
+
+    folders = {name: Path(folder) for name, folder in runs.items()}
+    allowed = None if allow is None else Path(allow)
+    return serving.open_server(folders, host, port, api_key, allowed, room, limits, listener)
 
 
 def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> transformers.PreTrainedModel:

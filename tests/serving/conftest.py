@@ -12,8 +12,8 @@ import torch
 from heptune import api
 from heptune.serving.engine import Room
 from heptune.serving.fleet import Fleet
-from served import SEVEN, technique_of
-from tiny import tiny_model, tiny_tokenizer
+from served import SEVEN, Make, technique_of
+from tiny import tiny_encoder, tiny_encoder_tokenizer, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,6 +34,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "tiny"
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "bert"
+    tiny_encoder("bert").save_pretrained(folder)
+    tiny_encoder_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -64,9 +72,6 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spans = [[0, len(name), "PER"], [at, at + len(place), "LOC"]]
         rows.append({"text": text, "entities": spans})
     return write_lines(tmp_path_factory.mktemp("data") / "people.jsonl", rows)
-
-
-Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

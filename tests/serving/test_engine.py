@@ -6,34 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from heptune import api
-from heptune.data.record import Message
-from heptune.models.quiet import quiet
 from heptune.serving.fleet import Fleet
-from served import SEVEN, ask, technique_of, until_done
+from served import SEVEN, ask, greedy, technique_of, until_done
 from tiny import tiny_model, tiny_tokenizer
 
 QUESTIONS = ("What is 7?", "What is the capital of France?", "Who wrote the book, and when? " * 6)
-
-
-def greedy(folder: Path, question: str, limit: int = 24) -> list[int]:
-    """What transformers' own generation says with the run's model, token by token."""
-    tuned = api.open_run(folder)
-    prompt = torch.tensor([tuned.template.prompt([Message("user", question)])])
-    with quiet(), torch.no_grad():
-        out = tuned.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=limit,
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=list(tuned.template.stop_tokens),
-            pad_token_id=tuned.template.stop_tokens[0],
-        )
-    said = out[0, prompt.shape[1] :].tolist()
-    return said[:-1] if said[-1] in tuned.template.stop_tokens else said
 
 
 @pytest.fixture(scope="module")

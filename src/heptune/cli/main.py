@@ -20,6 +20,7 @@ from heptune.cli.pretrain import pretrain
 from heptune.cli.race import race
 from heptune.cli.report import report
 from heptune.cli.runs import promote, rollback, runs
+from heptune.cli.serve import serve
 from heptune.cli.tune import resume, tune
 from heptune.core.errors import HeptuneError
 
@@ -52,6 +53,7 @@ app.command()(runs)
 app.command()(promote)
 app.command()(rollback)
 app.command()(chat)
+app.command()(serve)
 app.command()(explain)
 app.command()(check)
 app.command()(demo)

@@ -149,6 +149,11 @@ class Engine:
             self._jobs.popleft().future.cancel()
 
     @property
+    def lives(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def busy(self) -> bool:
         """Whether anything is being said, waited for, or computed."""
         return bool(self.active or self.waiting or self._jobs)

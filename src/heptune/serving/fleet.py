@@ -136,6 +136,11 @@ class Fleet:
         """One for each base in memory."""
         return [ground.engine for ground in self._grounds.values()]
 
+    @property
+    def lives(self) -> bool:
+        """Whether every engine's thread runs."""
+        return self._started and all(engine.lives for engine in self.engines)
+
     def start(self) -> None:
         """Begins to answer."""
         self._started = True
