@@ -43,8 +43,13 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         503: "The server stops, or the reply could not be made, or not in time.",
     }.items()
 }
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "With stream: true."}
+    200: {"content": {"text/event-stream": {"schema": _EVENT}}, "description": "With stream: true, piece by piece."}
+}
+
+_WORDS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "It is done."}
 }
 
 
@@ -243,11 +248,11 @@ def _model_routes(app: FastAPI, state: State, metrics: Metrics) -> None:
     @app.post(
         "/v1/load_lora_adapter",
         tags=["Heptune"],
-        responses={**_FAILURES, **_some(403)},
-        response_class=PlainTextResponse,
+        response_model=None,
+        responses={**_FAILURES, **_some(403), **_WORDS},
         summary="Serves one more run, of any technique.",
     )
-    async def load(asked: wire.LoadRequest) -> str:
+    async def load(asked: wire.LoadRequest) -> PlainTextResponse:
         _serving(state)
         folder = _allowed_run(state, asked.lora_path or asked.lora_name)
         async with state.loading:
@@ -255,16 +260,16 @@ def _model_routes(app: FastAPI, state: State, metrics: Metrics) -> None:
                 await asyncio.to_thread(fleet.load, asked.lora_name, folder)
             except HeptuneError as error:
                 raise refusal_of(error) from None
-        return f"Success: {asked.lora_name!r} is served"
+        return PlainTextResponse(f"Success: {asked.lora_name!r} is served")
 
     @app.post(
         "/v1/unload_lora_adapter",
         tags=["Heptune"],
-        responses={**_FAILURES, **_some(403)},
-        response_class=PlainTextResponse,
+        response_model=None,
+        responses={**_FAILURES, **_some(403), **_WORDS},
         summary="Serves a run no more; its replies are broken off.",
     )
-    async def unload(asked: wire.UnloadRequest) -> str:
+    async def unload(asked: wire.UnloadRequest) -> PlainTextResponse:
         _serving(state)
         _require_allowed(state)
         state.asking.model(asked.lora_name)
@@ -273,7 +278,7 @@ def _model_routes(app: FastAPI, state: State, metrics: Metrics) -> None:
                 await asyncio.to_thread(fleet.unload, asked.lora_name)
             except HeptuneError as error:
                 raise refusal_of(error) from None
-        return f"Success: {asked.lora_name!r} is served no more"
+        return PlainTextResponse(f"Success: {asked.lora_name!r} is served no more")
 
     @app.get(
         "/health",

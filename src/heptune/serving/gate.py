@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import MutableMapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -54,27 +55,17 @@ class Gate:
         if length.isdigit() and int(length) > self.body_bytes:
             await _answer(self._too_long())(scope, receive, send)
             return
-        read, begun = 0, False
+        read = 0
 
         async def counting() -> MutableMapping[str, Any]:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self.body_bytes:
-                raise self._too_long()
+            if read > self.body_bytes:  # whoever reads the body passes this kind of error on, and no other
+                raise HTTPException(413, self._too_long().message)
             return message
 
-        async def watched(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self.app(scope, counting, watched)
-        except Refusal as refusal:
-            if begun:
-                raise
-            await _answer(refusal)(scope, receive, send)
+        await self.app(scope, counting, send)
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
