@@ -10,6 +10,7 @@ import torch
 from heptune import api, techniques
 from heptune.data.record import Message
 from heptune.models.quiet import quiet
+from heptune.scoring.generate import prompt_ids
 from heptune.serving.choice import Choice
 from heptune.serving.fleet import Fleet, Served
 from heptune.serving.reply import End, Piece, Reply
@@ -22,7 +23,8 @@ Make = Callable[..., Path]
 
 
 def technique_of(name: str) -> object:
-    return techniques.build(name, {"learning_rate": RATES.get(name, 3e-2)})
+    layers = {"layers": 1} if name == "freeze" else {}
+    return techniques.build(name, {"learning_rate": RATES.get(name, 3e-2), **layers})
 
 
 class Heard(list[Piece | End]):
@@ -64,7 +66,8 @@ def until_done(fleet: Fleet) -> None:
 def greedy(folder: Path, question: str, limit: int = 24) -> list[int]:
     """What transformers' own generation says with the run's model, token by token."""
     tuned = api.open_run(folder)
-    prompt = torch.tensor([tuned.template.prompt([Message("user", question)])])
+    asked = [Message("user", question)]
+    prompt = torch.tensor([prompt_ids(tuned.anatomy.placement, tuned.template, asked, "")])
     with quiet(), torch.no_grad():
         out = tuned.model.generate(
             prompt,
