@@ -11,10 +11,10 @@ from heptune import api, techniques
 from heptune.data.record import Message
 from heptune.models.quiet import quiet
 from heptune.scoring.generate import prompt_ids
-from heptune.serving.choice import Choice
-from heptune.serving.fleet import Fleet, Served
-from heptune.serving.reply import End, Piece, Reply
-from heptune.serving.text import Growing
+from heptune.service.choice import Choice
+from heptune.service.fleet import Fleet, Served
+from heptune.service.reply import End, Piece, Reply
+from heptune.service.text import Growing
 
 SEVEN = ("lora", "qlora", "adapter", "prefix", "prompt", "p_tuning", "p_tuning_v2")
 RATES = {"prompt": 0.3, "p_tuning": 0.1, "prefix": 0.1, "p_tuning_v2": 0.3, "full": 1e-2, "freeze": 3e-2}

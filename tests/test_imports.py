@@ -23,7 +23,7 @@ ORDER = (
     {"engine"},
     {"scoring", "planning"},
     {"tuning"},
-    {"racing", "shipping", "serving"},
+    {"racing", "shipping", "service"},
     {"reporting"},
     {"api"},
     {"cli"},

@@ -13,7 +13,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = ("tune", "pretrain", "resume", "race", "resume_race", "evaluate", "explain", "load", "open_run")
+_VERBS = ("tune", "pretrain", "resume", "race", "resume_race", "evaluate", "explain", "load")
+_ASKING = ("open_run", "open_runs", "server")
 _ELSEWHERE = {"Run": "heptune.runs.run", "Settings": "heptune.engine.settings", "Message": "heptune.data.record"}
 _ELSEWHERE |= {"Race": "heptune.racing.race"}
 _ELSEWHERE |= {"plan": "heptune.planning.plan"}  # not through the API, which imports torch
@@ -26,6 +27,7 @@ __all__ = ["Adapter", "DataOptions", "Freeze", "Full", "Lora", "Message", "PTuni
 __all__ += ["QLora", "Race", "Run", "Settings", "Terms", "check", "evaluate", "explain", "list_runs", "load"]
 __all__ += [
     "open_run",
+    "open_runs",
     "plan",
     "pretrain",
     "promote",
@@ -36,11 +38,11 @@ __all__ += [
     "resume_race",
     "rollback",
 ]
-__all__ += ["serving", "tune"]
+__all__ += ["server", "serving", "tune"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in (*_VERBS, "DataOptions", "Terms"):
+    if name in (*_VERBS, *_ASKING, "DataOptions", "Terms"):
         return getattr(importlib.import_module("heptune.api"), name)
     if name in _ELSEWHERE:
         return getattr(importlib.import_module(_ELSEWHERE[name]), name)

@@ -49,7 +49,7 @@ from heptune.tuning.replay import draw, require_alike
 from heptune.tuning.use import Bare, Tuned, opened
 
 if TYPE_CHECKING:
-    from heptune.serving.server import Server
+    from heptune.service.server import Server
 
 
 def tune(
@@ -245,6 +245,23 @@ def open_run(folder: str | Path, *, listener: Listener = ignore) -> Tuned:
     return opened(Run(folder), listener)
 
 
+def open_runs(runs: Mapping[str, str | Path], *, listener: Listener = ignore) -> dict[str, Any]:
+    """Loads several runs by their names onto as few bases as can be, and the bases by theirs. Each is asked as what
+    `open_run` gives; a single run whose base cannot be shared is that."""
+    from heptune.service.fleet import Fleet
+    from heptune.service.speaking import Speaker
+
+    fleet = Fleet(listener=listener)
+    fleet.load_all({name: Path(folder) for name, folder in runs.items()})
+    silent = [name for name, served in fleet.models.items() if served.engine.anatomy.causal and not served.speaks]
+    if silent and len(runs) > 1:
+        architecture = fleet.models[silent[0]].engine.anatomy.shape.architecture
+        raise UsageError(f"{architecture} cannot be shared by several runs; name one of {', '.join(runs)}")
+    if silent:
+        return {name: open_run(folder, listener=listener) for name, folder in runs.items()}
+    return {name: Speaker(served) for name, served in fleet.models.items()}
+
+
 def server(
     runs: Mapping[str, str | Path],
     *,
@@ -260,9 +277,9 @@ def server(
     answer until the process is told to stop.
 
     Other machines are served only with an `api_key`. Runs in the folder `allow` may be loaded while it runs. `room` is
-    a `heptune.serving.engine.Room` and `limits` a `heptune.serving.asking.Limits`.
+    a `heptune.service.engine.Room` and `limits` a `heptune.service.asking.Limits`.
     """
-    from heptune.serving import server as serving  # here: HTTP takes most of a second to import
+    from heptune.service import server as serving  # here: HTTP takes most of a second to import
 
     folders = {name: Path(folder) for name, folder in runs.items()}
     allowed = None if allow is None else Path(allow)

@@ -54,6 +54,15 @@ def chat_run(base: Path, conversations: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.fixture(scope="session")
+def prompt_run(base: Path, conversations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It says something else than its base."""
+    folder = tmp_path_factory.mktemp("runs") / "chat"
+    words = ["tune", str(base), str(conversations), "--technique", "prompt", "--max-steps", "4", "--validation", "0"]
+    assert main([*words, "--learning-rate", "0.3", "--warmup", "0", "--out", str(folder)]) == 0
+    return folder
+
+
 def test_tune_keeps_what_was_asked(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     assert manifest["status"] == "finished" and manifest["result"]["steps"] == 12
@@ -136,6 +145,40 @@ def test_chat_talks_until_the_end_of_input(heptune, chat_run: Path, monkeypatch:
     said = heptune("chat", chat_run, "--max-tokens", 4)
     assert said.code == 0
     assert "there is no command /nonsense" in said.out and "the conversation is forgotten" in said.out
+
+
+def test_chat_switches_between_runs_and_their_base(
+    heptune, prompt_run: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["What is 3?", "/switch base", "What is 3?", "/switch run", "great 3", "/switch nobody"])
+
+    def read(prompt: str = "") -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    said = heptune("chat", prompt_run, f"run={run}", "--max-tokens", 6, "--temperature", 0)
+    assert said.code == 0
+    tuned, title, untouched, *_ = said.out.splitlines()
+    assert title == "tiny: chat" and tuned != untouched
+    assert "run: classify, probabilities" in said.out and re.search(r"positive +\d+\.\d%", said.out)
+    assert "no model named 'nobody'" in said.out
+
+
+def test_chat_compares_models_side_by_side(heptune, prompt_run: Path, chat_run: Path, run: Path) -> None:
+    words = ("chat", prompt_run, f"frozen={chat_run}", f"run={run}", "--temperature", 0, "--max-tokens", 6)
+    alone = heptune("chat", prompt_run, "--temperature", 0, "--max-tokens", 6, "--once", "What is 3?")
+    said = heptune(*words, "--compare", "base,chat,frozen", "--once", "What is 3?")
+    assert said.code == 0, said.err
+    texts = dict(re.findall(r"^\[(\w+)\] (.*)$", said.out, re.MULTILINE))
+    assert set(texts) == {"tiny", "chat", "frozen"}
+    assert texts["chat"] == alone.out.rstrip("\n") != texts["tiny"]
+    said = heptune(*words, "--compare", "chat,run", "--once", "What is 3?")
+    assert "[run]" in said.out and "positive" in said.out and alone.out in said.out
+    said = heptune(*words, "--compare", "chat", "--once", "What is 3?")
+    assert said.code == 2 and "at least two" in said.err
 
 
 def test_chat_remembers_until_reset(monkeypatch: pytest.MonkeyPatch) -> None:

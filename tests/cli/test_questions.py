@@ -61,6 +61,7 @@ def test_chat_says_that_there_is_no_answer(
     heptune: Ran, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("heptune.tuning.use.reply", lambda *_: "Unanswerable.")
+    monkeypatch.setattr("heptune.service.speaking.Speaker.reply", lambda *_: "Unanswerable.")
     assert api.open_run(runs["answer"]).answer("Who?") == ""
     assert heptune("chat", runs["answer"], "--once", "Who?").out.strip() == "(no answer)"
 

@@ -1,23 +1,24 @@
-"""`heptune chat`: what a run has learned, put to use: conversations, labels, answers, or a choice among options."""
+"""`heptune chat`: what runs have learned, put to use: conversations, labels, answers, or a choice among options."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from heptune.cli import options
 from heptune.core.errors import UsageError
+from heptune.core.registry import unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from heptune.api import Tuned
     from heptune.tasks.extract import Entity
 
 LABELS_SHOWN = 10
@@ -25,9 +26,24 @@ NO_ANSWER = "(no answer)"
 
 
 def chat(
-    run: options.RunArgument,
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run directories, e.g. runs/lora-1; NAME=RUN gives one another name than its folder's.",
+            show_default=False,
+        ),
+    ],
     once: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Answer this text and leave.", show_default="talk until Ctrl-D")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Let these answer side by side; `base` is the base without a run.",
+            show_default="the first run answers",
+        ),
     ] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System message (chat only).", show_default="the run's own")
@@ -57,27 +73,43 @@ def chat(
     serving: options.Serving = False,
     threads: options.Threads = None,
 ) -> None:
-    """Talk to RUN. /reset forgets the conversation, /exit or Ctrl-D leaves."""
-    run = options.serving(run, serving)
+    """Talk to RUNS. /switch NAME lets another one answer, /reset forgets the conversation, /exit or Ctrl-D leaves."""
     options.use_threads(threads)
     from heptune import api
     from heptune.cli.live import live
     from heptune.cli.show import console
+    from heptune.service.fleet import names_of
 
+    found = {name: options.serving(path, serving) for name, path in names_of(runs).items()}
     with live(console(stderr=True)) as listener:
-        tuned = api.open_run(run, listener=listener)
+        minds = api.open_runs(found, listener=listener)
     sampling = api.Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     screen = console()
-    _check(tuned.task.name, passage, option)
-    partner = _Partner(tuned, sampling, system, screen, "" if passage is None else _text_of(passage), option or [])
+    text = "" if passage is None else _text_of(passage)
+
+    def partner(name: str) -> _Partner:
+        task = _task(minds[name])
+        _check(task, passage, option)
+        return _Partner(minds[name], sampling, system, screen, text, option or [])
+
+    company = _Company(minds, partner, screen)
+    if compare is None:
+        company.switch(next(iter(found)))
+    else:
+        company.compare([part.strip() for part in compare.split(",") if part.strip()])
     if once is not None:
-        partner.answer(once)
+        company.answer(once)
         return
     if sys.stdin.isatty():
-        screen.print(
-            f"{run}: {tuned.task.name}{_calibrated(tuned)}. /reset forgets, /exit or Ctrl-D leaves.", soft_wrap=True
-        )
-    _talk(partner)
+        screen.print(f"{company.title()}. /reset forgets, /exit or Ctrl-D leaves.", soft_wrap=True)
+        if len(minds) > 1 and compare is None:
+            screen.print(f"/switch NAME lets another one answer: {', '.join(minds)}.", soft_wrap=True)
+    _talk(company)
+
+
+def _task(mind: Any) -> str:
+    """What a mind learned; a base converses."""
+    return "chat" if mind.task is None else mind.task.name
 
 
 def _check(task: str, passage: str | None, chosen_from: list[str] | None) -> None:
@@ -101,9 +133,9 @@ def _text_of(passage: str) -> str:
     return passage
 
 
-def _calibrated(tuned: Tuned) -> str:
-    found = tuned.calibration
-    if tuned.task.name not in ("classify", "label"):
+def _calibrated(mind: Any) -> str:
+    found = mind.calibration
+    if _task(mind) not in ("classify", "label"):
         return ""
     if found.loss is None:
         return f", probabilities as the model gives them: {found.note}"
@@ -111,11 +143,11 @@ def _calibrated(tuned: Tuned) -> str:
 
 
 class _Partner:
-    """One conversation with a tuned model."""
+    """One conversation with a model: `tuned` is what `heptune.open_run` gives, or a model on a shared base."""
 
     def __init__(
         self,
-        tuned: Tuned,
+        tuned: Any,
         sampling: object,
         system: str | None,
         screen: Console,
@@ -137,7 +169,7 @@ class _Partner:
         remembered."""
         from heptune import api
 
-        task = self.tuned.task.name
+        task = _task(self.tuned)
         if task in ("classify", "label"):
             print_labels(self.tuned.classify(text), self.screen)
             return
@@ -152,13 +184,121 @@ class _Partner:
             return
         if task == "complete":
             print(text, end="", flush=True)
-            self.tuned.complete(text, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
+            self.tuned.complete(text, self.sampling, on_text=_print_piece)
             print()
             return
         asked = [*self.messages, api.Message("user", text)]
-        said = self.tuned.reply(asked, self.sampling, on_text=_print_piece)  # type: ignore[arg-type]
+        said = self.tuned.reply(asked, self.sampling, on_text=_print_piece)
         print()
         self.messages = [*asked, api.Message("assistant", said)]
+
+    @property
+    def replies(self) -> bool:
+        """Whether it says something that grows."""
+        return _task(self.tuned) in ("chat", "complete")
+
+    def begin(self, text: str, on_text: Callable[[str], None]) -> Any:
+        """Its reply, on its way."""
+        served = self.tuned.served
+        if _task(self.tuned) == "complete":
+            return self.tuned.begin(served.text_tokens(text), self.sampling, on_text)
+        from heptune import api
+
+        asked = [*self.messages, api.Message("user", text)]
+        return self.tuned.begin(served.chat_tokens(asked), self.sampling, on_text)
+
+    def remember(self, text: str, said: str) -> None:
+        """A reply that has come to its end."""
+        from heptune import api
+
+        self.messages = [*self.messages, api.Message("user", text), api.Message("assistant", said)]
+
+
+class _Company:
+    """The models that there are, and those of them that answer: one, or several side by side."""
+
+    def __init__(self, minds: Mapping[str, Any], partner: Callable[[str], _Partner], screen: Console) -> None:
+        self.minds, self.partner, self.screen = minds, partner, screen
+        self.base = next((name for name, mind in minds.items() if mind.task is None), None)
+        self.known: dict[str, _Partner] = {}
+        self.present: list[str] = []
+
+    def switch(self, name: str) -> None:
+        """From now on this one answers; each remembers its own conversation."""
+        self.present = [self._find(name)]
+
+    def compare(self, names: Sequence[str]) -> None:
+        """From now on these answer side by side."""
+        found = [self._find(name) for name in names]
+        if len(found) < 2 or len(set(found)) < len(found):
+            raise UsageError(f"--compare needs at least two models, each once; there are: {', '.join(self.minds)}")
+        self.present = found
+
+    def _find(self, name: str) -> str:
+        if name == "base" and name not in self.minds and self.base is not None:
+            name = self.base
+        if name not in self.minds:
+            raise unknown("model", name, self.minds, UsageError)
+        if name not in self.known:
+            self.known[name] = self.partner(name)
+        return name
+
+    def title(self) -> str:
+        """Who answers, and what."""
+        return ", ".join(f"{name}: {_task(self.minds[name])}{_calibrated(self.minds[name])}" for name in self.present)
+
+    def reset(self) -> None:
+        """All of them forget what was said."""
+        for partner in self.known.values():
+            partner.reset()
+
+    def answer(self, text: str) -> None:
+        """Prints what those who are present have to say."""
+        partners = {name: self.known[name] for name in self.present}
+        if len(partners) == 1:
+            next(iter(partners.values())).answer(text)
+        elif all(partner.replies for partner in partners.values()):
+            self._side_by_side(text, partners)
+        else:
+            for name, partner in partners.items():
+                self.screen.print(f"[{name}]", style="bold", markup=False)
+                partner.answer(text)
+
+    def _side_by_side(self, text: str, partners: Mapping[str, _Partner]) -> None:
+        from rich.live import Live
+
+        from heptune.service.speaking import finished
+
+        said = dict.fromkeys(partners, "")
+        screen = Live(console=self.screen, auto_refresh=False, transient=False) if self.screen.is_terminal else None
+
+        def hear(name: str) -> Callable[[str], None]:
+            def add(piece: str) -> None:
+                said[name] += piece
+                if screen is not None:
+                    screen.update(_columns(said), refresh=True)
+
+            return add
+
+        with screen if screen is not None else contextlib.nullcontext():
+            replies = [partner.begin(text, hear(name)) for name, partner in partners.items()]
+            texts = finished(replies)
+        for partner, each in zip(partners.values(), texts, strict=True):
+            partner.remember(text, each)
+        if screen is None:
+            for name, each in zip(partners, texts, strict=True):
+                self.screen.print(f"[{name}] {each}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _columns(said: Mapping[str, str]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(expand=True, show_lines=False)
+    for name in said:
+        table.add_column(Text(name), ratio=1, overflow="fold")
+    table.add_row(*(Text(each) for each in said.values()))
+    return table
 
 
 def print_labels(found: dict[str, float], screen: Console) -> None:
@@ -187,7 +327,7 @@ def print_entities(text: str, found: Sequence[Entity], screen: Console) -> None:
         screen.print("(no entities)")
 
 
-def _talk(partner: _Partner) -> None:
+def _talk(company: _Company) -> None:
     prompt = ""
     if sys.stdin.isatty():
         prompt = "> "
@@ -202,16 +342,28 @@ def _talk(partner: _Partner) -> None:
             return
         if text == "/exit":
             return
-        if text == "/reset":
-            partner.reset()
-            print("the conversation is forgotten")
-        elif text.startswith("/"):
-            print(f"there is no command {text.split()[0]}; known: /reset, /exit")
-        elif text:
-            try:
-                partner.answer(text)
-            except KeyboardInterrupt:
-                print("\n(broken off)")
+        try:
+            if text.startswith("/"):
+                _command(company, text)
+            elif text:
+                company.answer(text)
+        except KeyboardInterrupt:
+            print("\n(broken off)")
+
+
+def _command(company: _Company, text: str) -> None:
+    word, _, rest = text.partition(" ")
+    if word == "/reset":
+        company.reset()
+        print("the conversation is forgotten")
+    elif word == "/switch":
+        try:
+            company.switch(rest.strip())
+            print(company.title())
+        except UsageError as error:
+            print(error)
+    else:
+        print(f"there is no command {word}; known: /switch NAME, /reset, /exit")
 
 
 def _print_piece(piece: str) -> None:

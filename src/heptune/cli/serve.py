@@ -77,9 +77,9 @@ def serve(
     options.use_threads(threads)
     from heptune import api
     from heptune.cli.live import live
-    from heptune.serving.asking import Limits
-    from heptune.serving.engine import Room
-    from heptune.serving.fleet import names_of
+    from heptune.service.asking import Limits
+    from heptune.service.engine import Room
+    from heptune.service.fleet import names_of
 
     found = {name: options.serving(path, serving) for name, path in names_of(runs).items()}
     screen = console()

@@ -21,6 +21,7 @@ from heptune.engine.forest import portions
 from heptune.engine.forward import Forward
 from heptune.models.anatomy import Anatomy, Placement
 from heptune.models.quiet import quiet
+from heptune.models.shape import ModelShape
 from heptune.scoring.grammar import Guide
 from heptune.tasks.example import Example
 from heptune.tasks.template import ChatTemplate
@@ -176,15 +177,20 @@ def placed(placement: Placement, prompt: Sequence[int], lead: int) -> list[int]:
 
 
 def _room(anatomy: Anatomy, prompt: list[int]) -> int:
-    """How many tokens may follow the prompt."""
-    taken, limit = anatomy.placement.positions, anatomy.shape.max_positions
+    return room(anatomy.shape, anatomy.placement.positions, prompt)
+
+
+def room(shape: ModelShape, taken: int, prompt: Sequence[int]) -> int:
+    """How many tokens may follow a prompt under a technique that takes some positions. Raises `BaseModelError` where
+    there are none."""
+    limit = shape.max_positions
     if limit is None:
         return sys.maxsize
     words = sum(token >= 0 for token in prompt)
     if words + taken >= limit:
         beside = f", the technique takes {taken} positions" if taken else ""
         raise BaseModelError(
-            f"the conversation has {words} tokens{beside} and {anatomy.shape.architecture} has {limit} positions: none "
+            f"the conversation has {words} tokens{beside} and {shape.architecture} has {limit} positions: none "
             "is left for a reply; begin a new conversation, or a shorter one"
         )
     return limit - words - taken

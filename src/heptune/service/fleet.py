@@ -34,7 +34,7 @@ from heptune.runs.run import Run
 from heptune.scoring.calibration import UNCALIBRATED, Calibration
 from heptune.scoring.generate import placed, prompt_ids
 from heptune.scoring.score import Scorer
-from heptune.serving.engine import Engine, Room
+from heptune.service.engine import Engine, Room
 from heptune.tasks.chat import Chat
 from heptune.tasks.complete import Complete
 from heptune.tasks.template import ChatTemplate
@@ -60,6 +60,11 @@ class Served:
     run: Run | None = None
     calibration: Calibration = UNCALIBRATED
     readout: Readout | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it says anything: an encoder does not."""
+        return self.engine.generates
 
     @property
     def technique(self) -> str:

@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from heptune.core.errors import BaseModelError, DataError
 from heptune.data.calls import call_in
 from heptune.scoring.grammar import Vocabulary
-from heptune.serving import wire
-from heptune.serving.asking import Heard, Told, told
-from heptune.serving.choice import Chosen
-from heptune.serving.fleet import Served
-from heptune.serving.reply import End, Piece
+from heptune.service import wire
+from heptune.service.asking import Heard, Told, told
+from heptune.service.choice import Chosen
+from heptune.service.fleet import Served
+from heptune.service.reply import End, Piece
 
 # What minus infinity is told as, which JSON does not have: as OpenAI.
 LEAST_LOGPROB = -9999.0

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from heptune.serving import choice as choices
-from heptune.serving.choice import Choice, choose
-from heptune.serving.text import Growing
+from heptune.service import choice as choices
+from heptune.service.choice import Choice, choose
+from heptune.service.text import Growing
 from tiny import tiny_tokenizer
 
 

@@ -24,9 +24,9 @@ from heptune.core.errors import BaseModelError, HeptuneError, UsageError
 from heptune.engine.forward import SELF_TEST_TOLERANCE, Forward
 from heptune.models.mixture import Mixture, RowChanges
 from heptune.models.slots import SMALLEST_POOL, Pool, Reading, Slot, Step, put, taken
-from heptune.serving.choice import choose
-from heptune.serving.kept import Kept, KeysAndValues, shared
-from heptune.serving.reply import CANCELLED, FAILED, LENGTH, STOP, End, Piece, Reply
+from heptune.service.choice import choose
+from heptune.service.kept import Kept, KeysAndValues, shared
+from heptune.service.reply import CANCELLED, FAILED, LENGTH, STOP, End, Piece, Reply
 
 # A prompt waits for another one that is being read where the two share this many more tokens than what is there.
 WORTH_WAITING = 16

@@ -9,8 +9,8 @@ from typing import Any
 from heptune.models.mixture import RowChanges
 from heptune.models.slots import Slot
 from heptune.scoring.generate import Walk
-from heptune.serving.choice import Choice, Chosen
-from heptune.serving.text import Growing
+from heptune.service.choice import Choice, Chosen
+from heptune.service.text import Growing
 
 STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "failed"
 

@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from heptune import api
-from heptune.serving.asking import Limits
-from heptune.serving.engine import Room
+from heptune.service.asking import Limits
+from heptune.service.engine import Room
 from served import SEVEN, Make, greedy, technique_of
 
 QUESTION = [{"role": "user", "content": "What is 7?"}]

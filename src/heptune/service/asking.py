@@ -16,13 +16,13 @@ from heptune.scoring.exams.extract import ANSWER_TOKENS, guided
 from heptune.scoring.exams.tag import tagged
 from heptune.scoring.generate import Walk
 from heptune.scoring.grammar import Vocabulary
-from heptune.serving import wire
-from heptune.serving.choice import Choice, Chosen
-from heptune.serving.fleet import Fleet, Served
-from heptune.serving.listening import Ears
-from heptune.serving.refusal import Refusal, refusal_of
-from heptune.serving.reply import CANCELLED, FAILED, End, Piece, Reply
-from heptune.serving.text import Growing
+from heptune.service import wire
+from heptune.service.choice import Choice, Chosen
+from heptune.service.fleet import Fleet, Served
+from heptune.service.listening import Ears
+from heptune.service.refusal import Refusal, refusal_of
+from heptune.service.reply import CANCELLED, FAILED, End, Piece, Reply
+from heptune.service.text import Growing
 from heptune.tasks.classify import Classify
 from heptune.tasks.extract import Entity, Extract, entities, read
 from heptune.tasks.label import Label

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from heptune.serving.reply import End, Piece
+from heptune.service.reply import End, Piece
 
 T = TypeVar("T")
 

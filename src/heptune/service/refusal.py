@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from heptune.core.errors import HeptuneError
-from heptune.serving.engine import QueueFullError
-from heptune.serving.wire import Failure, Problem
+from heptune.service.engine import QueueFullError
+from heptune.service.wire import Failure, Problem
 
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 

@@ -21,13 +21,13 @@ from starlette.exceptions import HTTPException
 from heptune import __version__
 from heptune.core.errors import HeptuneError
 from heptune.runs import lineage
-from heptune.serving import telling, wire
-from heptune.serving.asking import Asking, Heard, Limits, give_up
-from heptune.serving.fleet import Fleet, Served
-from heptune.serving.gate import Gate
-from heptune.serving.listening import GoneError, unless_gone
-from heptune.serving.metrics import Counted, Metrics
-from heptune.serving.refusal import Refusal, refusal_of
+from heptune.service import telling, wire
+from heptune.service.asking import Asking, Heard, Limits, give_up
+from heptune.service.fleet import Fleet, Served
+from heptune.service.gate import Gate
+from heptune.service.listening import GoneError, unless_gone
+from heptune.service.metrics import Counted, Metrics
+from heptune.service.refusal import Refusal, refusal_of
 
 # What servers write where a client has hung up: nobody reads it.
 CLIENT_GONE = 499

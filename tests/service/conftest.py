@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from heptune import api
-from heptune.serving.engine import Room
-from heptune.serving.fleet import Fleet
+from heptune.service.engine import Room
+from heptune.service.fleet import Fleet
 from served import SEVEN, Make, technique_of
 from tiny import tiny_encoder, tiny_encoder_tokenizer, tiny_model, tiny_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 import heptune
 from heptune import api
 from heptune.core.errors import RunError, UsageError
-from heptune.serving.fleet import Fleet, names_of
+from heptune.service.fleet import Fleet, names_of
 from served import Make, ask, greedy, technique_of, until_done
 
 CHATS = ("full chat", "freeze chat", "lora")

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from heptune.serving.refusal import Refusal
+from heptune.service.refusal import Refusal
 
 # Whoever looks whether the server lives needs no key.
 OPEN_PATHS = ("/health",)

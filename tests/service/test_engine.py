@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heptune import api
-from heptune.serving.fleet import Fleet
+from heptune.service.fleet import Fleet
 from served import SEVEN, ask, greedy, technique_of, until_done
 from tiny import tiny_model, tiny_tokenizer
 

@@ -17,11 +17,11 @@ from fastapi import FastAPI
 
 from heptune.core.errors import UsageError
 from heptune.core.events import Listener, ignore
-from heptune.serving.app import app_of
-from heptune.serving.asking import Limits
-from heptune.serving.engine import Room
-from heptune.serving.fleet import Fleet
-from heptune.serving.gate import is_loopback
+from heptune.service.app import app_of
+from heptune.service.asking import Limits
+from heptune.service.engine import Room
+from heptune.service.fleet import Fleet
+from heptune.service.gate import is_loopback
 
 # How long requests may take to end after the server was told to stop.
 DRAIN_S = 30

@@ -30,8 +30,8 @@ from schemathesis.specs.openapi.checks import (
 
 from heptune import api
 from heptune.core.errors import UsageError
-from heptune.serving.asking import Limits
-from heptune.serving.engine import Room
+from heptune.service.asking import Limits
+from heptune.service.engine import Room
 from served import Make, technique_of
 
 CHECKS = [
