@@ -112,7 +112,7 @@ class ChatTemplate:
 
     def prompt(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """The tokens up to where the assistant begins to speak, after `messages`. `tools` as in `Record.tools`."""
-        segments = self._segments(self._prompt_parts(self._prepared(messages), tools))
+        segments = self._segments(self._prompt_parts(self.prepared(messages), tools))
         return [token for segment in segments for token in segment.tokens]
 
     def reply(self, text: str) -> list[int]:
@@ -131,7 +131,7 @@ class ChatTemplate:
         What follows the last reply is left out. Without any reply the one sequence has nothing supervised. `tools` as
         in `Record.tools`.
         """
-        messages = self._prepared(messages)
+        messages = self.prepared(messages)
         replies = _reply_places(messages)
         if not replies:
             return [self._segments([(self._render(messages, generate=False, tools=tools), False)])]
@@ -146,6 +146,25 @@ class ChatTemplate:
             written = self._reply_text(messages[: i + 1], prompt, tools)
             sequences.append([opening, Segment(tuple(self._encode(written, at_start=False)), True)])
         return sequences
+
+    def prepared(self, messages: Sequence[Message]) -> list[Message]:
+        """`messages` as this template can take them: a system message it has no place for goes into the first turn."""
+        prepared = list(messages)
+        if prepared and prepared[0].role == "system" and not self._has_system:
+            system, *rest = prepared
+            if rest and rest[0].role == "user":
+                return [Message("user", f"{system.content}\n\n{rest[0].content}"), *rest[1:]]
+            return [Message("user", system.content), *rest]
+        return prepared
+
+    def written(self, messages: Sequence[Message], generate: bool) -> str:
+        """A conversation as text; with `generate` up to where the assistant begins to speak."""
+        return self._render(messages, generate=generate)
+
+    @property
+    def source(self) -> str:
+        """The Jinja source that writes as this template does, wherever it is rendered: with its fixed date."""
+        return _FIXED_DATE + self.text if "strftime_now" in self.text else self.text
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a plain text, without the template and without special tokens."""
@@ -205,16 +224,6 @@ class ChatTemplate:
     def _eos_text(self) -> str:
         return str(self.tokenizer.eos_token or "")
 
-    def _prepared(self, messages: Sequence[Message]) -> list[Message]:
-        """`messages` as this template can take them: a system message it has no place for goes into the first turn."""
-        prepared = list(messages)
-        if prepared and prepared[0].role == "system" and not self._has_system:
-            system, *rest = prepared
-            if rest and rest[0].role == "user":
-                return [Message("user", f"{system.content}\n\n{rest[0].content}"), *rest[1:]]
-            return [Message("user", system.content), *rest]
-        return prepared
-
     def _render(self, messages: Sequence[Message], generate: bool, tools: str = "") -> str:
         if not tools and not any(message.tool_calls or message.role == "tool" for message in messages):
             return self._fill([{"role": m.role, "content": m.content} for m in messages], None, generate)
@@ -224,13 +233,12 @@ class ChatTemplate:
     def _fill(self, turns: list[dict[str, Any]], tools: list[Any] | None, generate: bool) -> str:
         import jinja2  # here, so that the command line starts without it
 
-        text = _FIXED_DATE + self.text if "strftime_now" in self.text else self.text
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     turns,
                     tools=self._no_tools if tools is None else tools,
-                    chat_template=text,
+                    chat_template=self.source,
                     tokenize=False,
                     add_generation_prompt=generate,
                 )

@@ -290,6 +290,22 @@ def take_head(run: Run, readout: Readout) -> bool:
     return True
 
 
+def merged(run: Run, layers: Sequence[Layer], anatomy: Anatomy, listener: Listener) -> None:
+    """Makes what a run and the `layers` beneath it learned part of the base's weights; a base in 4 bits becomes an
+    ordinary one with the weights that it computed with. Raises `TechniqueError` where one of them is no weights."""
+    for each in (*layers, Layer(run, techniques.get(run.manifest["technique"]["name"]), folded=True)):
+        if "mergeable" not in each.technique.capabilities:
+            raise TechniqueError(
+                f"{each.run.folder} was tuned with {each.technique.name}, which adds to the model what no weight of "
+                "the base can hold; serve it with `heptune serve`, or export it as an adapter (--to peft, or "
+                "adapterhub for adapters)"
+            )
+        if stores_base(each.run):
+            settings = Settings(**each.run.manifest["settings"])
+            bases.quantize_where_asked(anatomy, each.technique, settings, listener)
+        each.technique.restore(anatomy, each.run.artifact).merge()
+
+
 def restore(run: Run, layers: Sequence[Layer], anatomy: Anatomy, artifact: Path, listener: Listener) -> None:
     """Puts a run's artifact into its base, with the `layers` beneath it."""
     technique = techniques.get(run.manifest["technique"]["name"])
