@@ -531,6 +531,54 @@ def _races() -> list[dict[str, Any]]:
     return [json.loads(path.read_text("utf-8")) for path in paths]
 
 
+def serving(kind: str) -> str:
+    """Many clients beside PEFT one at a time, or the long run under load, from docs/results/serving.json."""
+    report = _report("serving").get("soak" if kind == "soak" else "comparison")
+    if not report:
+        return "Not measured yet.\n"
+    where = f"Threads: {report['threads']}; {report['machine']}."
+    if kind == "soak":
+        statuses = sorted(report["statuses"].items())
+        peaks = report["minute_peaks"]
+        minutes = ", ".join(format_bytes(peak) for peak in peaks)
+        return (
+            table(("what a client did, and the status", "times"), ((name, str(count)) for name, count in statuses))
+            + f"\n{report['clients']} clients, {format_seconds(report['seconds'])}. The most resident memory in each "
+            f"minute: {minutes}. {where}\n"
+        )
+    rounds = report["rounds"]
+
+    def spread(values: list[float], form: str) -> str:
+        return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+    rows = []
+    for name in [name for name in rounds[0] if isinstance(rounds[0][name], dict)]:
+        own = [each[name] for each in rounds]
+        other = "heptune-base" if name in ("heptune-base", "transformers") else "peft"
+        if other == "heptune-base":
+            other = "transformers" if "transformers" in rounds[0] else "heptune-base"
+        ratios = [each[name]["tokens_per_s"] / each[other]["tokens_per_s"] for each in rounds]
+        rows.append(
+            (
+                f"`{name}`",
+                spread([each["requests_per_s"] for each in own], ".2f"),
+                spread([each["tokens_per_s"] for each in own], ".0f"),
+                f"{spread(ratios, '.2f')} x `{other}`",
+                f"{statistics.median(each['p50_s'] for each in own):.1f} s",
+                f"{statistics.median(each['p95_s'] for each in own):.1f} s",
+                format_bytes(max(each["peak_memory_bytes"] for each in own)),
+            )
+        )
+    requests = rounds[0]["heptune"]["requests"]
+    same = [each["same_as_peft"] for each in rounds]
+    return (
+        table(("contender", "requests/s", "tokens/s", "tokens/s, times", "p50", "p95", "peak memory"), rows)
+        + f"\n{report['clients']} clients with {report['each']} requests each, greedy replies of at most "
+        f"{report['tokens']} tokens; medians of {len(rounds)} rounds, in brackets the spread. Of {requests} replies "
+        f"{min(same)} are the same text as PEFT's. {where}\n"
+    )
+
+
 def label_scoring(_: str) -> str:
     """One forest beside one forward pass for each label, from docs/results/labels.json."""
     report = _report("labels")
@@ -625,6 +673,8 @@ KINDS: dict[str, Callable[[str], str]] = {
     "regret": regret,
     "grids": grids,
     "labels": label_scoring,
+    "serving comparison": lambda _: serving("comparison"),
+    "serving soak": lambda _: serving("soak"),
     "reading": reading,
 }
 
