@@ -2,7 +2,7 @@
 
 Every technique comes down to one of four things that can be done to some rows of a batch:
 
-    site       y becomes f(x, y), where y is what a linear site gave for x                 LoRA, a base in 4 bits
+    site       y becomes f(x, y), perhaps in place: y is what a linear site gave for x     LoRA, a base in 4 bits
     junction   h becomes f(h, r), where h leaves a sublayer and r is what it is added to   bottleneck adapters
     prefix     keys and values [2 L, K, P, D] stand before the sequence in every layer     Prefix Tuning, P-Tuning v2
     vectors    token id -1 - j is row j of [P, d]                                          Prompt Tuning, P-Tuning
@@ -141,7 +141,10 @@ class Mixture:
             x, y = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
             for start, stop, model in self._rows(len(y)):
                 for step in model.sites.get(path, ()):
-                    y[start:stop] = step(x[start:stop], y[start:stop])
+                    own = y[start:stop]
+                    found = step(x[start:stop], own)
+                    if found.data_ptr() != own.data_ptr():
+                        own.copy_(found)
             return y.view(output.shape)
 
         return change

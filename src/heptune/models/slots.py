@@ -41,11 +41,13 @@ class Pool:
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
 
-    def take(self) -> Slot:
-        """A new slot, the last one. Whether there is memory for it is the caller's business."""
+    def take(self, most: int = 1) -> Slot:
+        """A new slot, the last one. Memory is taken for twice as many slots as before, up to `most`, which is the
+        caller's business: growing copies everything."""
         slot = Slot(self, len(self.slots))
         self.slots.append(slot)
-        self.size = max(self.size, len(self.slots))
+        if len(self.slots) > self.size:
+            self.size = max(len(self.slots), min(2 * self.size, most))
         return slot
 
     def give_back(self, slot: Slot) -> None:

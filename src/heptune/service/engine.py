@@ -339,9 +339,10 @@ class Engine:
         """A place for a reply; None where there is no memory for one now."""
         capacity = self._capacity(reply)
         pool = self._pools.setdefault(capacity, Pool(capacity))
-        if len(pool.slots) == pool.size and self.cache_bytes + capacity * self.bytes_per_position > self._slots_bytes:
+        free = (self._slots_bytes - self.cache_bytes) // (capacity * self.bytes_per_position)
+        if len(pool.slots) == pool.size and free < 1:
             return None
-        return pool.take()
+        return pool.take(min(pool.size + free, self.room.replies))
 
     # ---- what stands before a model's sequences
 

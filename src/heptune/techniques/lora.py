@@ -225,12 +225,13 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def change(self) -> SiteChange:
-        """What it makes of y [n, out], which the site gives for x [n, in] without it. For use, not for training."""
+        """What it makes of y [n, out], which the site gives for x [n, in] without it: in place, for use, not for
+        training."""
         a, b = self.A.T.contiguous(), self.B.T.contiguous()
         more = None if self.magnitude is None else self.magnitude / self.norm() - 1
 
         def onto(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            y = torch.addmm(y, x @ a.to(x.dtype), b.to(x.dtype), alpha=self.scale)
+            y.addmm_(x @ a.to(x.dtype), b.to(x.dtype), alpha=self.scale)
             return y if more is None else self._stretched(y, more)
 
         return onto
