@@ -28,7 +28,7 @@ from heptune.core.events import Listener, Progress, ignore
 from heptune.core.seeds import generator
 from heptune.data.encoding import decode, plain_newlines
 from heptune.data.json_rows import json_row
-from heptune.data.readers import Dataset, documents_in, first_bad, glance, read, scan
+from heptune.data.readers import Dataset, check_file, documents_in, first_bad, glance, is_folder, read, scan
 from heptune.data.record import OnDisk, Record
 from heptune.data.shapes import PLAIN, Seen, Shape, convert, used_columns
 
@@ -130,17 +130,20 @@ def opened(
     does: DataError for the first bad line (with `skip_bad` when nothing is left).
     """
     path, columns = Path(path), dict(columns or {})
-    if path.is_dir() and columns:
+    folder = is_folder(path)
+    if folder and columns:
         raise DataError("this is a folder of plain text, it has no columns; leave --column away", path=path)
-    found = ("a folder of text files", None) if path.is_dir() else _corpus_format(path, columns)
+    if not folder:
+        check_file(path)
+    found = ("a folder of text files", None) if folder else _corpus_format(path, columns)
     if found is None:
         return (read if into_memory else scan)(path, columns=columns, skip_bad=skip_bad, listener=listener)
     name, shape = found
-    files = tuple(sorted(documents_in(path))) if path.is_dir() else (path,)
+    files = tuple(sorted(documents_in(path))) if folder else (path,)
     index = _Index(files, sum(file.stat().st_size for file in files), listener, columns)
     digest = hashlib.sha256()
     for file in files:
-        if path.is_dir():
+        if folder:
             digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
         if shape is None:
             index.add_text(file, digest)

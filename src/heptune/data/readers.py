@@ -79,7 +79,7 @@ def read(
     Of JSON lines nothing but the records is held; the listener is told how far a large file is read.
     """
     path, columns = Path(path), dict(columns or {})
-    _check_file(path)
+    check_file(path)
     if stream.is_json_lines(path):
         found = stream.survey(path, columns, tuple, most_bad=None if skip_bad else 1, listener=listener)
         if found is not None:
@@ -96,7 +96,7 @@ def scan(
     tokens, whose scheme takes the tags of all rows.
     """
     path, columns = Path(path), dict(columns or {})
-    _check_file(path)
+    check_file(path)
     found = None
     if stream.is_json_lines(path):
         found = stream.survey(path, columns, _count, most_bad=BAD_LINES_KEPT, listener=listener)
@@ -210,8 +210,16 @@ def first_bad(bad: Sequence[DataError], path: Path, *, nothing_left: bool, count
     return DataError(first.problem + more, path=path, line=first.line)
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what is no file."""
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; DataError where the system cannot tell."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise unreadable(error, path) from None
+
+
+def check_file(path: Path) -> None:
+    """Raises DataError for what is no file: a folder, a pipe, a device, nothing."""
     try:
         if path.is_dir():
             raise DataError(f"this is a folder; name a file in it: {listed(_names(path))}", path=path)
@@ -463,7 +471,7 @@ def locate(data: str | Path, validation: str | Path | None = None, test: str | P
     data = Path(data)
     by_hand = {"validation": validation, "test": test}
     found: dict[str, Path | None] = {part: None if name is None else Path(name) for part, name in by_hand.items()}
-    found["train"] = _only_candidate(data, "train") if data.is_dir() else data
+    found["train"] = _only_candidate(data, "train") if is_folder(data) else data
     if found["train"] is None and is_document_folder(data):
         found["train"] = data
     elif data.is_dir():
