@@ -117,6 +117,11 @@ def write(
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
+def read_by_library(folder: Path) -> bool:
+    """Whether the library puts the adapter in a folder where Heptune does, which is known of some architectures."""
+    return json.loads((folder / CONFIG_FILE).read_text("utf-8"))["model_type"] in _KNOWN_MODELS
+
+
 def recognises(folder: Path, technique: str) -> bool:
     """Whether a folder holds this technique: by Heptune's note where there is one, else a bottleneck of AdapterHub's.
 

@@ -1,0 +1,131 @@
+"""An export from the run to the folder: checked, written, proven, and only then there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+import heptune
+from heptune.core.errors import RunError, UsageError
+from heptune.core.events import Listener, Note, ignore
+from heptune.core.registry import unknown
+from heptune.engine.checkpoint import WRITE_ERRORS
+from heptune.runs import lineage
+from heptune.runs.files import new_folder, write_json
+from heptune.runs.run import Run
+from heptune.shipping import adapterhub_folder, gguf_lora, gguf_model, merged, peft_folder
+from heptune.shipping.card import Step, card, next_steps
+from heptune.shipping.job import Job
+from heptune.shipping.parity import Consumer, Parity, Tolerance, compare
+
+PARITY_FILE = "parity.json"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is checked before anything is loaded, written into an empty folder, and loaded back by those who
+    read it, one after the other."""
+
+    check: Callable[[Job], None]
+    tolerance: Callable[[Job], Tolerance]
+    write: Callable[[Job, Path], None]
+    consumers: Callable[[Job, Path], Iterator[Consumer]]
+
+
+def _format(module: Any) -> Format:
+    return Format(module.check, module.tolerance, module.write, module.consumers)
+
+
+FORMATS = {
+    "peft": _format(peft_folder),
+    "hf": _format(merged),
+    "gguf": _format(gguf_model),
+    "adapterhub": _format(adapterhub_folder),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export that was proven. `next`: how it is used, as commands or a program."""
+
+    folder: Path
+    format: str
+    files: dict[str, int]
+    parities: tuple[Parity, ...]
+    next: tuple[Step, ...]
+
+
+def export(
+    folder: str | Path,
+    to: str,
+    *,
+    out: str | Path | None = None,
+    type: str = "",
+    max_shard_size: str = "5GB",
+    lora_only: bool = False,
+    listener: Listener = ignore,
+) -> Exported:
+    """Writes what a finished run learned in a format that other programs read: 'peft', 'hf', 'gguf' or 'adapterhub'.
+
+    `out` is a new folder (default: exports/RUN-FORMAT). `type` is that of the weights: f32, f16, bf16, and for GGUF
+    q8_0. `max_shard_size` bounds one file of a merged model; `lora_only` writes a LoRA as GGUF instead of the model.
+
+    The export is loaded by its own consumer and compared with the run. Raises `ParityError` where it does not say the
+    same, and nothing of it stays; other errors for what the format cannot hold.
+    """
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    if lora_only and to != "gguf":
+        raise UsageError("--lora-only is for --to gguf; --to peft writes a LoRA alone in any case")
+    run = Run(folder)
+    lineage.require_finished(run)
+    target = Path(out) if out is not None else Path("exports") / f"{run.folder.resolve().name}-{to}"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there already and not empty; choose another --out, or take it away")
+    job = Job(run, type, max_shard_size, lora_only, listener)
+    chosen = _format(gguf_lora) if lora_only else FORMATS[to]
+    chosen.check(job)
+    tolerance = chosen.tolerance(job)
+    listener(Note("asking the run itself"))
+    reference = job.reference()
+    try:
+        with new_folder(target) as made:
+            listener(Note(f"writing {to}"))
+            chosen.write(job, made)
+            parities = []
+            for consumer in chosen.consumers(job, made):
+                parity = compare(reference, consumer, tolerance, listener)
+                parity.require(f"the export of {run.folder} to {to}")
+                parities.append(parity)
+            write_json(made / PARITY_FILE, _kept(job, to, parities))
+            steps = next_steps(job, to, made, target)
+            (made / "README.md").write_text(card(job, to, parities, steps), "utf-8")
+            files = {
+                path.relative_to(made).as_posix(): path.stat().st_size
+                for path in sorted(made.rglob("*"))
+                if path.is_file()
+            }
+    except WRITE_ERRORS as error:
+        raise RunError(f"{target} could not be written ({error}); free some space or choose another --out") from None
+    return Exported(target, to, files, tuple(parities), tuple(steps))
+
+
+def _kept(job: Job, to: str, parities: list[Parity]) -> dict[str, Any]:
+    """What parity.json keeps."""
+    manifest = job.run.manifest
+    return {
+        "heptune": heptune.__version__,
+        "transformers": transformers.__version__,
+        "format": to,
+        "type": job.type,
+        "run": str(job.run.folder.resolve()),
+        "base": {name: manifest["base"][name] for name in ("name", "revision", "fingerprint")},
+        "technique": manifest["technique"],
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "parity": [{**parity.to_json(), "problems": parity.problems} for parity in parities],
+    }
