@@ -604,6 +604,38 @@ def label_scoring(_: str) -> str:
     )
 
 
+def exports(_: str) -> str:
+    """What the gate measured of exports of a real base, from docs/results/export.json."""
+    report = _report("export")
+    if not report:
+        return "Not measured yet.\n"
+    commands = "".join(f"    {line}\n" for line in report["tuned"].values())
+    rows = []
+    for found in report["exports"]:
+        for parity in found["parity"]:
+            before, after = parity["before"], parity["after"]
+            agreed = f"{parity['agreed']} of {parity['greedy']}"
+            rows.append(
+                [
+                    f"`{found['technique']}`",
+                    f"`{found['options']}`",
+                    format_bytes(found["bytes"]),
+                    parity["consumer"],
+                    f"{parity['logits']:.1e}",
+                    f"{parity['relative']:.1e}",
+                    agreed,
+                    f"{after['loss'] - before['loss']:+.1e}",
+                    f"{before['score']:.3f} -> {after['score']:.3f}",
+                ]
+            )
+    heads = ["run", "export", "size", "loaded by", "largest difference of a logit", "relative", "greedy tokens"]
+    text = table([*heads, "loss, nats", "accuracy"], rows)
+    records = report["exports"][0]["parity"][0]["records"]
+    versions = report["versions"]
+    told = f"torch {versions['torch']}, transformers {versions['transformers']}, {versions['platform']}"
+    return f"{commands}\n{text}\n{records} held-out messages. Threads: {report['threads']}; {told}.\n"
+
+
 def reading(_: str) -> str:
     """How fast a large file is checked, and in how much memory, from docs/results/reading.json."""
     report = _report("reading")
@@ -675,6 +707,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "labels": label_scoring,
     "serving comparison": lambda _: serving("comparison"),
     "serving soak": lambda _: serving("soak"),
+    "exports": exports,
     "reading": reading,
 }
 

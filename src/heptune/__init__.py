@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = ("tune", "pretrain", "resume", "race", "resume_race", "evaluate", "explain", "load")
+_VERBS = ("tune", "pretrain", "resume", "race", "resume_race", "evaluate", "explain", "export", "load")
 _ASKING = ("open_run", "open_runs", "server")
 _ELSEWHERE = {"Run": "heptune.runs.run", "Settings": "heptune.engine.settings", "Message": "heptune.data.record"}
 _ELSEWHERE |= {"Race": "heptune.racing.race"}
@@ -24,8 +24,9 @@ _ELSEWHERE |= {"report": "heptune.reporting.report", "report_markdown": "heptune
 _ELSEWHERE |= dict.fromkeys(("list_runs", "promote", "rollback", "serving"), "heptune.runs.lineage")
 
 __all__ = ["Adapter", "DataOptions", "Freeze", "Full", "Lora", "Message", "PTuning", "PTuningV2", "Prefix", "Prompt"]
-__all__ += ["QLora", "Race", "Run", "Settings", "Terms", "check", "evaluate", "explain", "list_runs", "load"]
+__all__ += ["QLora", "Race", "Run", "Settings", "Terms", "check", "evaluate", "explain", "export", "list_runs"]
 __all__ += [
+    "load",
     "open_run",
     "open_runs",
     "plan",

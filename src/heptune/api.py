@@ -1,5 +1,5 @@
-"""The verbs: plan, tune, pretrain, resume, race, evaluate, report, load, server, check, explain. The command line calls
-nothing else but the modules that plan, report and check come from, which load less."""
+"""The verbs: plan, tune, pretrain, resume, race, evaluate, report, load, server, export, check, explain. The command
+line calls nothing else but the modules that plan, report and check come from, which load less."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ from heptune.tuning.use import Bare, Tuned, opened
 
 if TYPE_CHECKING:
     from heptune.service.server import Server
+    from heptune.shipping.export import Exported
 
 
 def tune(
@@ -284,6 +285,38 @@ def server(
     folders = {name: Path(folder) for name, folder in runs.items()}
     allowed = None if allow is None else Path(allow)
     return serving.open_server(folders, host, port, api_key, allowed, room, limits, listener)
+
+
+def export(
+    folder: str | Path,
+    to: str,
+    *,
+    out: str | Path | None = None,
+    type: str = "",
+    max_shard_size: str = "5GB",
+    lora_only: bool = False,
+    listener: Listener = ignore,
+) -> Exported:
+    """Writes what a finished run learned in a format that other programs read: 'peft', 'hf', 'gguf' or 'adapterhub'.
+
+    `out` is a new folder (default: exports/RUN-FORMAT). `type` is that of a model's weights: 'f32', 'f16', 'bf16', and
+    for GGUF 'q8_0'; by default f32, and f16 for GGUF. `max_shard_size` is the largest file of a merged model;
+    `lora_only` writes a LoRA alone as GGUF.
+
+    The export is loaded by its own consumer and compared with the run; what was found is in `parities` of the result.
+    Raises `heptune.shipping.parity.ParityError` where it does not say the same: nothing of it stays then.
+    """
+    from heptune.shipping import export as exporting  # here: gguf takes half a second to import
+
+    return exporting.export(
+        folder,
+        to,
+        out=out,
+        type=type,
+        max_shard_size=max_shard_size,
+        lora_only=lora_only,
+        listener=listener,
+    )
 
 
 def load(base: str, folder: str | Path, *, listener: Listener = ignore) -> transformers.PreTrainedModel:

@@ -15,6 +15,7 @@ from heptune.cli.check import check
 from heptune.cli.demo import demo
 from heptune.cli.evaluate import evaluate
 from heptune.cli.explain import explain
+from heptune.cli.export import export
 from heptune.cli.plan import plan
 from heptune.cli.pretrain import pretrain
 from heptune.cli.race import race
@@ -54,6 +55,7 @@ app.command()(promote)
 app.command()(rollback)
 app.command()(chat)
 app.command()(serve)
+app.command()(export)
 app.command()(explain)
 app.command()(check)
 app.command()(demo)
