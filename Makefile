@@ -1,4 +1,4 @@
-# make demo | test | check | lint: each sets up $(VENV) first where it is missing or out of date.
+# make demo | test | check | lint | faults: each sets up $(VENV) first where it is missing or out of date.
 #
 #   PYTHON=python3.12     the Python (3.11 or newer) that makes the environment; found by itself if not given
 #   VENV=.venv            where the environment lives
@@ -20,7 +20,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do if $$p -c '$(SUITABLE)' >/dev/null 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
 STAMP = $(VENV)/installed
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint faults clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -40,6 +40,11 @@ check: $(STAMP)
 lint: $(STAMP)
 	@$(VENV)/bin/python -m ruff check .
 	@$(VENV)/bin/python -m mypy
+
+# A hundred kills with SIGKILL at random moments: trainings, a race, exports. Minutes.
+KILLS ?= 100
+faults: $(STAMP)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/faults/kills.py --kills $(KILLS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

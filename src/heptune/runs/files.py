@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heptune.core.errors import RunError
+from heptune.runs.processes import alive
 
 # Temporary names begin with this; whatever is found under such a name was never finished.
 UNFINISHED = ".unfinished-"
@@ -50,7 +52,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; at the end it becomes `path` in one step, replacing what stood there. When the block
     fails nothing of it stays."""
     temporary = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in path.parent.glob(f"{UNFINISHED}{glob.escape(path.name)}-*"):  # by a process that was killed here
+        owner = left.name.rpartition("-")[2]
+        if left == temporary or (owner.isdigit() and not alive(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -76,8 +81,8 @@ def sha256(path: Path) -> str:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Takes away what an interrupted write left in a folder."""
-    for path in folder.glob(f"{UNFINISHED}*"):
+    """Takes away what an interrupted write left in a folder, or in one directly inside it."""
+    for path in (*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

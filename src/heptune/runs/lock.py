@@ -9,6 +9,7 @@ from pathlib import Path
 
 from heptune.core.errors import RunError
 from heptune.runs.files import remove_unfinished
+from heptune.runs.processes import alive
 
 
 class InUseError(RunError):
@@ -45,18 +46,4 @@ def in_use(folder: Path) -> int | None:
         owner = (folder / "lock").read_text("utf-8").strip()
     except FileNotFoundError:
         return None
-    return int(owner) if owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner)) else None
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        # One that ended but was never waited for (the first process of a container often waits for nobody) is gone.
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
+    return int(owner) if owner.isdigit() and int(owner) != os.getpid() and alive(int(owner)) else None
