@@ -65,6 +65,16 @@ def qwen2() -> transformers.PreTrainedModel:
     return model.float().eval()
 
 
+# Llama 3.1's way of stretching positions, with a beginning and factors under which a short text feels it.
+LLAMA3_ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "llama": lambda: tiny_model("llama"),
     "tied": lambda: tiny_model("llama", tie_word_embeddings=True),
@@ -72,9 +82,11 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "qwen3": lambda: tiny_model("qwen3", head_dim=128),  # what transformers takes for granted when it reads GGUF
     "gpt2": lambda: tiny_model("gpt2"),
     "mistral": lambda: tiny_model("mistral"),
-    "scaled": lambda: tiny_model(
-        "llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    "llama3": lambda: tiny_model("llama", rope_parameters=LLAMA3_ROPE),
+    "linear": lambda: tiny_model(
+        "qwen3", head_dim=128, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     ),
+    "scaled": lambda: tiny_model("qwen3", rope_parameters=LLAMA3_ROPE),
 }
 
 

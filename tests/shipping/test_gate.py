@@ -256,6 +256,9 @@ def test_where_nothing_can_be_exported(runs: Runs, tmp_path: Path) -> None:
     for taken in (tmp_path / "full", tmp_path / "full/file"):
         with pytest.raises(UsageError, match="is there already and not empty; choose another --out"):
             heptune.export(run, "hf", out=taken)
+    for size, problem in (("5 stones", "is no amount of memory"), ("1B", "a file has at least 1.0 KiB")):
+        with pytest.raises(UsageError, match=problem):
+            heptune.export(run, "hf", out=tmp_path / "out", max_shard_size=size)
     with pytest.raises(RunError, match="is no run directory"):
         heptune.export(tmp_path, "hf")
     unfinished = tmp_path / "unfinished"

@@ -61,6 +61,18 @@ def test_a_file_is_the_run(base: str, kind: str, runs: Runs, tmp_path: Path) -> 
     assert ("output.weight" in types) == (base == "llama"), "a tied head is the embeddings"
 
 
+@pytest.mark.parametrize("base", ["llama3", "linear"])
+def test_stretched_positions_are_in_the_file(
+    base: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs("lora", base=base)
+    made = heptune.export(run.folder, "gguf", out=tmp_path / "out", type="f32")
+    assert made.parities[0].relative < 1e-5
+    monkeypatch.setattr("heptune.shipping.gguf_model._stretch", lambda model, path: None)
+    with pytest.raises(ParityError):  # as if the file did not say so
+        heptune.export(run.folder, "gguf", out=tmp_path / "again", type="f32")
+
+
 def test_what_a_file_says(runs: Runs, tmp_path: Path) -> None:
     heptune.export(runs("lora").folder, "gguf", out=tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.gguf")
@@ -149,7 +161,7 @@ def test_one_wrong_tensor_and_nothing_is_kept(
     [
         ("gpt2", "GPT2LMHeadModel is not written as GGUF here (known: LlamaForCausalLM, "),
         ("mistral", "attention that sees 6 tokens back (sliding_window)"),
-        ("scaled", "rotary positions scaled by 'linear'"),
+        ("scaled", "rotary positions scaled by 'llama3'"),
     ],
 )
 def test_an_architecture_that_is_not_written_is_named(base: str, said: str, runs: Runs, tmp_path: Path) -> None:
@@ -238,7 +250,7 @@ def test_a_lora_that_is_more_than_one_is_refused(runs: Runs, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["llama", "tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("base", ["llama", "tied", "qwen2", "qwen3", "llama3", "linear"])
 def test_llama_cpp_says_what_the_run_says(base: str, runs: Runs, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     run = runs("lora", base=base)

@@ -14,6 +14,7 @@ import heptune
 from heptune.core.errors import RunError, UsageError
 from heptune.core.events import Listener, Note, ignore
 from heptune.core.registry import unknown
+from heptune.core.units import format_bytes, parse_bytes
 from heptune.engine.checkpoint import WRITE_ERRORS
 from heptune.runs import lineage
 from heptune.runs.files import new_folder, write_json
@@ -24,6 +25,7 @@ from heptune.shipping.job import Job
 from heptune.shipping.parity import Consumer, Parity, Tolerance, compare
 
 PARITY_FILE = "parity.json"
+LEAST_SHARD = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ def export(
     target = Path(out) if out is not None else Path("exports") / f"{run.folder.resolve().name}-{to}"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and not empty; choose another --out, or take it away")
-    job = Job(run, type, max_shard_size, lora_only, listener)
+    shard = parse_bytes(max_shard_size)
+    if shard < LEAST_SHARD:
+        raise UsageError(f"--max-shard-size is {max_shard_size}; a file has at least {format_bytes(LEAST_SHARD)}")
+    job = Job(run, type, shard, lora_only, listener)
     chosen = _format(gguf_lora) if lora_only else FORMATS[to]
     chosen.check(job)
     tolerance = chosen.tolerance(job)

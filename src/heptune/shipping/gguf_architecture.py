@@ -25,6 +25,14 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+# How far the ways of stretching rotary positions are written: a divisor for each frequency, which llama.cpp reads of
+# "llama" alone (rope_freqs), or one for all of them.
+_ROPES = {
+    "llama": ("default", "linear", "llama3"),
+    "qwen2": ("default", "linear"),
+    "qwen3": ("default", "linear"),
+}
+ROPE_FREQUENCIES = "rope_freqs.weight"
 _NUMBERS = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
@@ -51,7 +59,7 @@ class Architecture:
         problem = ""
         if window is not None and window < config.max_position_embeddings:
             problem = f"attention that sees {window} tokens back (sliding_window)"
-        elif rope.get("rope_type", "default") != "default":
+        elif rope.get("rope_type", "default") not in _ROPES[ARCHITECTURES[shape.architecture]]:
             problem = f"rotary positions scaled by {rope['rope_type']!r}"
         elif rope.get("partial_rotary_factor", 1.0) != 1.0:
             problem = "rotary positions in a part of each head"
@@ -106,6 +114,20 @@ def describe(writer: gguf.GGUFWriter, anatomy: Anatomy) -> None:
     writer.add_rope_dimension_count(shape.head_width)
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.rope_parameters.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(config.rope_parameters["factor"]))
+
+
+def rope_divisors(anatomy: Anatomy) -> torch.Tensor | None:
+    """By what Llama 3.1 divides the frequencies of its rotary positions, [D / 2]; None where they are plain or all
+    divided by one number."""
+    config = anatomy.model.config
+    if config.rope_parameters.get("rope_type") != "llama3":
+        return None
+    width = anatomy.shape.head_width
+    plain = float(config.rope_parameters["rope_theta"]) ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return (plain / anatomy.decoder.rotary_emb.inv_freq.double().cpu()).float()
 
 
 def parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,7 +23,6 @@ import torch
 from heptune.core.errors import UsageError
 from heptune.core.events import Note
 from heptune.models.anatomy import Anatomy
-from heptune.runs.files import UNFINISHED
 from heptune.shipping import gguf_model, llama_cpp, modelfile
 from heptune.shipping.gguf_architecture import Architecture
 from heptune.shipping.job import Job, require_type
@@ -96,7 +95,7 @@ def consumers(job: Job, folder: Path) -> Iterator[Consumer]:
     if not llama_cpp.is_there():
         job.listener(Note(llama_cpp.MISSING))
         return
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as place:
+    with tempfile.TemporaryDirectory(dir=folder) as place:  # gone before the folder takes its name
         whole = _write_base(replace(job, type="f32"), Path(place))
         with llama_cpp.opened(whole, template.stop_tokens, path) as own:
             yield Consumer("llama.cpp", own, tokens_agree(template, own.encode))

@@ -8,8 +8,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
+import numpy as np
+import torch
 
 from heptune.core.errors import BaseModelError
 from heptune.core.events import Note, Progress
@@ -17,7 +20,14 @@ from heptune.models.anatomy import Anatomy
 from heptune.models.gguf_file import read_gguf
 from heptune.models.load import Base
 from heptune.shipping import gguf_vocabulary, llama_cpp, modelfile
-from heptune.shipping.gguf_architecture import Architecture, describe, packed, parameters
+from heptune.shipping.gguf_architecture import (
+    ROPE_FREQUENCIES,
+    Architecture,
+    describe,
+    packed,
+    parameters,
+    rope_divisors,
+)
 from heptune.shipping.gguf_vocabulary import Vocabulary
 from heptune.shipping.job import Job, require_type
 from heptune.shipping.parity import Consumer, Tolerance
@@ -70,13 +80,16 @@ def write_file(job: Job, folder: Path, base: Base, anatomy: Anatomy, template: C
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     describe(writer, anatomy)
     gguf_vocabulary.write(writer, vocabulary, base.tokenizer, template)
-    _write_tensors(writer, architecture, job, anatomy.model, kind)
+    _write_tensors(writer, architecture, job, anatomy, kind)
     return path
 
 
-def _write_tensors(writer: gguf.GGUFWriter, architecture: Architecture, job: Job, model: object, kind: str) -> None:
+def _write_tensors(writer: gguf.GGUFWriter, architecture: Architecture, job: Job, anatomy: Anatomy, kind: str) -> None:
     """First what all of them are, then one after the other: no second copy of the model is in memory."""
-    found = [(architecture.tensor_name(name), name, tensor) for name, tensor in parameters(model)]
+    found = [(architecture.tensor_name(name), name, tensor) for name, tensor in parameters(anatomy.model)]
+    divisors = rope_divisors(anatomy)
+    if divisors is not None:
+        found.append((ROPE_FREQUENCIES, ROPE_FREQUENCIES, divisors))
     for gguf_name, _, tensor in found:
         data, chosen = packed(tensor[:1] if tensor.ndim > 1 else tensor, kind)
         rows = (len(tensor), *data.shape[1:]) if tensor.ndim > 1 else data.shape
@@ -101,6 +114,7 @@ def consumers(job: Job, folder: Path) -> Iterator[Consumer]:
         model, tokenizer = read_gguf(path)
     except Exception as problem:
         raise BaseModelError(f"transformers cannot read the GGUF file that was written ({problem})") from problem
+    _stretch(model, path)
     alike = tokens_agree(template, encoded_by(tokenizer))
     if not alike and with_llama:
         job.listener(Note("transformers reads the file's tokenizer otherwise than the run does; llama.cpp decides"))
@@ -114,3 +128,15 @@ def consumers(job: Job, folder: Path) -> Iterator[Consumer]:
             yield Consumer("llama.cpp", own, tokens_agree(template, own.encode), None)
     else:
         job.listener(Note(llama_cpp.MISSING))
+
+
+def _stretch(model: Any, path: Path) -> None:
+    """Divides the frequencies of rotary positions as the file says, which transformers 5.23 leaves out."""
+    reader = gguf.GGUFReader(path)
+    rotary = model.get_decoder().rotary_emb
+    for name, field in reader.fields.items():
+        if name.endswith(".rope.scaling.factor"):
+            rotary.inv_freq /= float(field.contents())
+    for tensor in reader.tensors:
+        if tensor.name == ROPE_FREQUENCIES:
+            rotary.inv_freq /= torch.from_numpy(np.array(tensor.data))

@@ -40,12 +40,12 @@ HELD_OUT_TOKENS = 256  # of a held-out record; longer ones lose their end
 
 @dataclass(frozen=True)
 class Job:
-    """A run to export. `type` is that of the weights, '' the format's own choice; `shard` the largest file; `lora_only`
-    asks for a LoRA where a whole model could be written."""
+    """A run to export. `type` is that of the weights, '' the format's own choice; `shard` the largest file, in bytes;
+    `lora_only` asks for a LoRA where a whole model could be written."""
 
     run: Run
     type: str
-    shard: str
+    shard: int
     lora_only: bool
     listener: Listener
 

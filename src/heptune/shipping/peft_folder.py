@@ -6,15 +6,18 @@ values and no prompt of PEFT's, what a prefix or a soft prompt comes to: its key
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import logging
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from heptune.core.errors import UsageError
 from heptune.models.anatomy import Anatomy
@@ -73,9 +76,7 @@ def write(job: Job, folder: Path) -> None:
 
 def consumers(job: Job, folder: Path) -> Iterator[Consumer]:
     """PEFT loads it onto the run's base."""
-    import peft
-    from safetensors.torch import load_file
-
+    peft = _library()
     base, anatomy, template = job.floating()
     with quiet():
         model: Any = peft.PeftModel.from_pretrained(base.model, str(folder)).eval()
@@ -94,6 +95,18 @@ def consumers(job: Job, folder: Path) -> Iterator[Consumer]:
         return found
 
     yield Consumer("PEFT", HeadVoice(states, head["weight"], head["bias"]), tokens)
+
+
+@cache
+def _library() -> Any:
+    """PEFT. It imports bitsandbytes, which on some processors advises to install a kernel that is not used here."""
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return importlib.import_module("peft")
+    finally:
+        log.setLevel(level)
 
 
 @torch.no_grad()
