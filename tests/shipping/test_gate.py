@@ -223,7 +223,7 @@ def test_what_reads_otherwise_is_seen() -> None:
     assert not tokenizer.tokens_agree(template, lambda text: template.encode(text.replace("  ", " ")))
     render = tokenizer.rendered_by(tiny_tokenizer())
     assert tokenizer.template_agrees(template, render)
-    assert not tokenizer.template_agrees(template, lambda turns, generate: render(turns, True))
+    assert not tokenizer.template_agrees(template, lambda turns, tools, generate: render(turns, tools, True))
 
 
 def test_an_interruption_leaves_nothing(runs: Runs, tmp_path: Path) -> None:

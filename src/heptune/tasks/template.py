@@ -67,7 +67,7 @@ class ChatTemplate:
     - `both_ways`: whether the base is an encoder (see `PlainText`)
     - `stop_tokens`: the tokens that end a reply: end-of-sequence, and the template's end of turn
     - `bos`, `eos`: what the tokenizer puts before a plain text, and what ends one; None where there is no such token
-    - `tool_form`: how it takes tools, calls and their answers
+    - `tool_form`: how it takes tools, calls and their answers; `no_tools`: what tells it that there are none
 
     Raises BaseModelError when the template cannot be rendered, or when nothing can end a reply.
     """
@@ -83,8 +83,8 @@ class ChatTemplate:
         self._joins_first_word = self._starts_with_space_mark()
         self.bos = self._automatic_bos()
         self.eos: int | None = tokenizer.eos_token_id
-        self._no_tools: list[Any] | None = None
-        self._no_tools = self._absent_tools()
+        self.no_tools: list[Any] | None = None
+        self.no_tools = self._absent_tools()
         self._has_system = self._shows("system", [Message("system", _PROBE), Message("user", "hello")])
         self._end, self.stop_tokens = self._find_ends()
         self._require_an_end()
@@ -157,9 +157,10 @@ class ChatTemplate:
             return [Message("user", system.content), *rest]
         return prepared
 
-    def written(self, messages: Sequence[Message], generate: bool) -> str:
-        """A conversation as text; with `generate` up to where the assistant begins to speak."""
-        return self._render(messages, generate=generate)
+    def written(self, messages: Sequence[Message], generate: bool, tools: str = "") -> str:
+        """A conversation as text; with `generate` up to where the assistant begins to speak. `tools` as in
+        `Record.tools`."""
+        return self._render(messages, generate=generate, tools=tools)
 
     @property
     def source(self) -> str:
@@ -237,7 +238,7 @@ class ChatTemplate:
             return str(
                 self.tokenizer.apply_chat_template(
                     turns,
-                    tools=self._no_tools if tools is None else tools,
+                    tools=self.no_tools if tools is None else tools,
                     chat_template=self.source,
                     tokenize=False,
                     add_generation_prompt=generate,
