@@ -103,6 +103,18 @@ def test_a_lora_at_a_tied_head_unties_it(runs: Runs, tmp_path: Path) -> None:
     assert_near(said(found), ours(run), FLOAT32)
 
 
+@pytest.mark.parametrize(
+    ("base", "more"),
+    [("gpt2", {}), ("mistral", {}), ("scaled", {}), ("llama", {"dora": True}), ("llama", {"rank_stabilised": True})],
+)
+def test_other_families_and_other_loras(base: str, more: dict[str, Any], runs: Runs, tmp_path: Path) -> None:
+    run = runs("lora", base=base, **more)
+    heptune.export(run.folder, "hf", out=tmp_path / "out")
+    assert_near(said(loaded(tmp_path / "out")), ours(run), FLOAT32)
+    made = heptune.export(run.folder, "peft", out=tmp_path / "peft")
+    assert made.parities[0].relative < 1e-5
+
+
 @pytest.mark.parametrize("onto", ["merge", "stack", "continue"])
 def test_all_rounds_are_in_one_model(onto: str, runs: Runs, data: Any, tmp_path: Path) -> None:
     more: Any = {} if onto == "continue" else {"technique": small("lora", rank=2)}

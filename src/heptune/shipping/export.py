@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 
 import heptune
-from heptune.core.errors import RunError, UsageError
+from heptune.core.errors import HeptuneError, RunError, UsageError
 from heptune.core.events import Listener, Note, ignore
 from heptune.core.registry import unknown
 from heptune.core.units import format_bytes, parse_bytes
@@ -22,7 +22,7 @@ from heptune.runs.run import Run
 from heptune.shipping import adapterhub_folder, gguf_lora, gguf_model, merged, peft_folder
 from heptune.shipping.card import Step, card, next_steps
 from heptune.shipping.job import Job
-from heptune.shipping.parity import Consumer, Parity, Tolerance, compare
+from heptune.shipping.parity import Consumer, Parity, ParityError, Tolerance, compare
 
 PARITY_FILE = "parity.json"
 LEAST_SHARD = 1 << 10
@@ -103,7 +103,7 @@ def export(
             listener(Note(f"writing {to}"))
             chosen.write(job, made)
             parities = []
-            for consumer in chosen.consumers(job, made):
+            for consumer in _loaded(chosen.consumers(job, made), f"the export of {run.folder} to {to}"):
                 parity = compare(reference, consumer, tolerance, listener)
                 parity.require(f"the export of {run.folder} to {to}")
                 parities.append(parity)
@@ -118,6 +118,24 @@ def export(
     except WRITE_ERRORS as error:
         raise RunError(f"{target} could not be written ({error}); free some space or choose another --out") from None
     return Exported(target, to, files, tuple(parities), tuple(steps))
+
+
+def _loaded(consumers: Iterator[Consumer], what: str) -> Iterator[Consumer]:
+    """The consumers, one after the other. Raises `ParityError` where one cannot load what was written."""
+    while True:
+        try:
+            found = next(consumers)
+        except StopIteration:
+            return
+        except (HeptuneError, *WRITE_ERRORS):
+            raise
+        except Exception as problem:  # whatever another program had against it
+            first = (str(problem).strip().splitlines() or [""])[0]
+            raise ParityError(
+                f"{what} could not be loaded back ({type(problem).__name__}: {first}). Nothing was kept; try another "
+                "format, or report it with the base's name"
+            ) from problem
+        yield found
 
 
 def _kept(job: Job, to: str, parities: list[Parity]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import gguf
 import numpy as np
 import torch
 
-from heptune.core.errors import BaseModelError
 from heptune.core.events import Note, Progress
 from heptune.models.anatomy import Anatomy
 from heptune.models.gguf_file import read_gguf
@@ -110,10 +109,7 @@ def consumers(job: Job, folder: Path) -> Iterator[Consumer]:
     (path,) = folder.glob("*.gguf")
     _, _, template = job.bare()
     with_llama = llama_cpp.is_there()
-    try:
-        model, tokenizer = read_gguf(path)
-    except Exception as problem:
-        raise BaseModelError(f"transformers cannot read the GGUF file that was written ({problem})") from problem
+    model, tokenizer = read_gguf(path)
     _stretch(model, path)
     alike = tokens_agree(template, encoded_by(tokenizer))
     if not alike and with_llama:
