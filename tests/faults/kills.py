@@ -123,12 +123,10 @@ def race_state(folder: Path) -> Any:
 
 def export_state(folder: Path) -> Any:
     """Every file of an export. A killed one leaves the folder whole or not at all."""
-    assert (folder / "parity.json").is_file()
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.suffix in (".safetensors", ".gguf", ".json", ".jinja")
-    }
+    compared = json.loads((folder / "parity.json").read_text("utf-8")) | {"written": ""}  # which says when
+    files = {f.relative_to(folder): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    named = ("parity.json", "README.md")  # the page names its own folder
+    return {str(path): content for path, content in files.items() if path.name not in named}, compared
 
 
 def sitting(work: Callable[[], None], kill_after_s: float | None = None) -> int | None:
