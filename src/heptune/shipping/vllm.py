@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-# vLLM 0.33, config/lora.py (MaxLoRARanks) and lora/peft_helper.py: the ranks that --max-lora-rank may be, and what it
-# refuses.
+# What --max-lora-rank may be, and below what vLLM refuses: version 0.33, config/lora.py (MaxLoRARanks) and
+# lora/peft_helper.py. Prompt adapters left it with version 0.10 (vllm-project/vllm, pull request 20588).
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def refusals(config: dict[str, Any]) -> list[str]:
     """Why vLLM would refuse this adapter_config.json; empty where it would not."""
     if config["peft_type"] != "LORA":
-        return ["it takes LoRA alone: prompts and prefixes were taken out of it"]
+        return ["it takes LoRA alone, and no prompts and prefixes since version 0.10"]
     found = []
     if config.get("use_dora"):
         found.append("it has no DoRA")
