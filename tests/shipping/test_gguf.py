@@ -165,8 +165,12 @@ def test_one_wrong_tensor_and_nothing_is_kept(
     ],
 )
 def test_an_architecture_that_is_not_written_is_named(base: str, said: str, runs: Runs, tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=re.escape(said)):
-        heptune.export(runs("lora", base=base).folder, "gguf", out=tmp_path / "out")
+    run = runs("lora", base=base)
+    told: list[Any] = []
+    for more in ({}, {"lora_only": True}):
+        with pytest.raises(BaseModelError, match=re.escape(said)):
+            heptune.export(run.folder, "gguf", out=tmp_path / "out", listener=told.append, **more)
+    assert not told, "before anything is computed"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,6 +262,16 @@ def test_llama_cpp_says_what_the_run_says(base: str, runs: Runs, tmp_path: Path)
         made = heptune.export(run.folder, "gguf", out=tmp_path / str(number), **more)
         assert made.parities[1].consumer == "llama.cpp" and made.parities[1].problems == []
         assert made.parities[1].tokens and (more == {"type": "q8_0"} or made.parities[1].relative < 1e-5)
+
+
+@pytest.mark.slow
+def test_a_real_model_in_8_bits(data: dict[str, Path], tmp_path: Path) -> None:
+    knobs: dict[str, Any] = {"batch_size": 4, "max_length": 128, "max_steps": 2, "validate_every": 2}
+    run = heptune.tune("smollm2-135m", data["chat"], technique="lora", out=tmp_path / "run", **knobs)
+    made = heptune.export(run.folder, "gguf", out=tmp_path / "out", type="q8_0")
+    assert made.parities[0].tokens and made.parities[0].template and made.parities[0].relative < 0.05
+    assert made.files["run-q8_0.gguf"] < 150e6
+    assert "PARAMETER stop \"<|im_end|>\"" in (tmp_path / "out/Modelfile").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -127,9 +128,11 @@ def _loaded(consumers: Iterator[Consumer], what: str) -> Iterator[Consumer]:
             found = next(consumers)
         except StopIteration:
             return
-        except (HeptuneError, *WRITE_ERRORS):
+        except HeptuneError:
             raise
         except Exception as problem:  # whatever another program had against it
+            if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+                raise
             first = (str(problem).strip().splitlines() or [""])[0]
             raise ParityError(
                 f"{what} could not be loaded back ({type(problem).__name__}: {first}). Nothing was kept; try another "

@@ -48,28 +48,8 @@ class Architecture:
     @classmethod
     def of(cls, anatomy: Anatomy) -> Architecture:
         """Raises `BaseModelError` for a model that is none of them, or has what the file could not say."""
-        shape, config = anatomy.shape, anatomy.model.config
-        if shape.architecture not in ARCHITECTURES:
-            raise BaseModelError(
-                f"{shape.architecture} is not written as GGUF here (known: {', '.join(ARCHITECTURES)}); choose --to"
-                " hf, which llama.cpp's own convert_hf_to_gguf.py can go on from"
-            )
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        rope = config.rope_parameters or {}
-        problem = ""
-        if window is not None and window < config.max_position_embeddings:
-            problem = f"attention that sees {window} tokens back (sliding_window)"
-        elif rope.get("rope_type", "default") not in _ROPES[ARCHITECTURES[shape.architecture]]:
-            problem = f"rotary positions scaled by {rope['rope_type']!r}"
-        elif rope.get("partial_rotary_factor", 1.0) != 1.0:
-            problem = "rotary positions in a part of each head"
-        elif config.hidden_act not in ("silu", "swish"):
-            problem = f"the activation {config.hidden_act}"
-        if problem:
-            raise BaseModelError(
-                f"{shape.architecture} has {problem}, which is not written as GGUF here; choose --to hf, which "
-                "llama.cpp's own convert_hf_to_gguf.py can go on from"
-            )
+        shape = anatomy.shape
+        require(shape.architecture, anatomy.model.config)
         return cls(ARCHITECTURES[shape.architecture], shape.layers, shape.heads, shape.kv_heads)
 
     def tensor_name(self, path: str) -> str:
@@ -97,6 +77,28 @@ class Architecture:
         if self.name != "llama":
             return 0
         return self.heads if ".q_proj" in path else self.kv_heads if ".k_proj" in path else 0
+
+
+def require(architecture: str, config: Any) -> None:
+    """Raises `BaseModelError` for an architecture (transformers' class) that is not written, or a configuration with
+    what the file could not say."""
+    way = "choose --to hf, which llama.cpp's own convert_hf_to_gguf.py can go on from"
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise BaseModelError(f"{architecture} is not written as GGUF here (known: {known}); {way}")
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    rope = config.rope_parameters or {}
+    problem = ""
+    if window is not None and window < config.max_position_embeddings:
+        problem = f"attention that sees {window} tokens back (sliding_window)"
+    elif rope.get("rope_type", "default") not in _ROPES[ARCHITECTURES[architecture]]:
+        problem = f"rotary positions scaled by {rope['rope_type']!r}"
+    elif rope.get("partial_rotary_factor", 1.0) != 1.0:
+        problem = "rotary positions in a part of each head"
+    elif config.hidden_act not in ("silu", "swish"):
+        problem = f"the activation {config.hidden_act}"
+    if problem:
+        raise BaseModelError(f"{architecture} has {problem}, which is not written as GGUF here; {way}")
 
 
 def describe(writer: gguf.GGUFWriter, anatomy: Anatomy) -> None:

@@ -45,6 +45,7 @@ def check(job: Job) -> None:
             "it with `heptune serve`"
         )
     job.require_alone()
+    gguf_model.require_writable(job)
 
 
 def tolerance(job: Job) -> Tolerance:

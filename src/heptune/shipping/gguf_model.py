@@ -13,11 +13,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from heptune.core.events import Note, Progress
 from heptune.models.anatomy import Anatomy
 from heptune.models.gguf_file import read_gguf
-from heptune.models.load import Base
+from heptune.models.load import Base, load_tokenizer, read_config
 from heptune.shipping import gguf_vocabulary, llama_cpp, modelfile
 from heptune.shipping.gguf_architecture import (
     ROPE_FREQUENCIES,
@@ -25,6 +27,7 @@ from heptune.shipping.gguf_architecture import (
     describe,
     packed,
     parameters,
+    require,
     rope_divisors,
 )
 from heptune.shipping.gguf_vocabulary import Vocabulary
@@ -49,6 +52,14 @@ def check(job: Job) -> None:
     require_type(job, TYPES, "gguf")
     job.require_words("a GGUF file")
     job.require_mergeable("a GGUF file")
+    require_writable(job)
+
+
+def require_writable(job: Job) -> None:
+    """Raises `BaseModelError` where GGUF has no name for the base's architecture or tokenizer; no weights are read."""
+    config = transformers.AutoConfig.for_model(**read_config(job.base_place, listener=job.listener))
+    require(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type], config)
+    Vocabulary.of(load_tokenizer(job.base_place, listener=job.listener), config.vocab_size)
 
 
 def tolerance(job: Job) -> Tolerance:

@@ -81,6 +81,12 @@ class Job:
         return EMBEDDED[name].hub_id if name in EMBEDDED else name
 
     @property
+    def base_place(self) -> str:
+        """What Heptune loads the base by."""
+        inside = str(self.run.folder / bases.INITIAL)
+        return inside if "pretrain" in self.run.manifest else str(self.run.manifest["base"]["name"])
+
+    @property
     def quantized(self) -> bool:
         """Whether the run learned on a base in 4 bits."""
         return self.settings.quantize is not None or "quantizes_base" in self.technique.capabilities
