@@ -29,12 +29,10 @@ EXPORTS = {
         "--to hf --type bf16",
         "--to gguf --type f32",
         "--to gguf --type f16",
-        "--to gguf --type bf16",
         "--to gguf --type q8_0",
         "--to gguf --lora-only",
     ),
-    "qlora": ("--to peft", "--to hf", "--to gguf --type q8_0"),
-    "freeze": ("--to hf",),
+    "qlora": ("--to hf",),
     "prefix": ("--to peft",),
     "p_tuning": ("--to peft",),
     "adapter": ("--to adapterhub",),
@@ -66,8 +64,8 @@ def main() -> None:
                 {"command": line, "technique": technique, "options": options, "bytes": size, "parity": kept["parity"]}
             )
             shutil.rmtree(out)
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / "export.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "export.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     print(f"written to {RESULTS / 'export.json'}; now run docs/generate.py")
 
 

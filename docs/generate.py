@@ -623,12 +623,22 @@ def exports(_: str) -> str:
                     parity["consumer"],
                     f"{parity['logits']:.1e}",
                     f"{parity['relative']:.1e}",
+                    f"{parity['learned']:.1e}",
                     agreed,
                     f"{after['loss'] - before['loss']:+.1e}",
                     f"{before['score']:.3f} -> {after['score']:.3f}",
                 ]
             )
-    heads = ["run", "export", "size", "loaded by", "largest difference of a logit", "relative", "greedy tokens"]
+    heads = [
+        "run",
+        "export",
+        "size",
+        "loaded by",
+        "largest difference of a logit",
+        "relative",
+        "learned",
+        "greedy tokens",
+    ]
     text = table([*heads, "loss, nats", "accuracy"], rows)
     records = report["exports"][0]["parity"][0]["records"]
     versions = report["versions"]

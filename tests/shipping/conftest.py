@@ -138,7 +138,9 @@ def runs(bases: Callable[[str], Path], data: dict[str, Path], tmp_path_factory: 
         if not (root / name).exists():
             task = {"several": "label", "label": "label", "tag": "tag"}.get(kind)
             chosen = small(technique, **more)
-            heptune.tune(bases(base), data[kind], technique=chosen, task=task, out=root / name, **FEW)
+            # Without validation the last step is the artifact: the best one may be that before the first.
+            whole = heptune.DataOptions(validation=0.0)
+            heptune.tune(bases(base), data[kind], technique=chosen, task=task, out=root / name, options=whole, **FEW)
         return heptune.Run(root / name)
 
     return of

@@ -52,6 +52,8 @@ def test_it_says_what_the_run_says_or_is_refused(name: str, to: str, runs: Runs,
     assert list(tmp_path.iterdir()) == [out]
     for parity in made.parities:
         assert parity.problems == [] and parity.relative < 1e-5 and parity.positions > 100
+        assert parity.learned is not None and parity.learned > 1e-3
+        assert parity.from_base == pytest.approx(parity.learned, rel=1e-3)
         assert parity.agreed == parity.greedy > 0 and parity.records > 0
         assert parity.before is not None and parity.after is not None
         assert parity.before.loss == pytest.approx(parity.after.loss, rel=1e-5)

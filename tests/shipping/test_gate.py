@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,25 @@ def test_a_reply_that_parts_at_a_tie_is_explained() -> None:
     assert parity.before is None and parity.after is None
 
 
+def test_what_was_learned_may_not_be_lost_in_the_rounding() -> None:
+    """A little was learned: less than the tolerance allows, so that the distance alone would not tell."""
+    base, run = table(), table() + 0.05 * table(1)
+    untouched = [base[list(prompt.tokens)] for prompt in PROMPTS]
+    reference = Reference.of(Made(run), PROMPTS, (), untouched=untouched)
+
+    def judged(exported: torch.Tensor) -> Parity:
+        return compare(reference, Consumer("a program", Made(exported)), TOLERANCES["q8_0"])
+
+    kept = judged(run + 0.01 * table(2))
+    assert kept.problems == [] and kept.learned is not None and kept.rounded is not None and kept.from_base is not None
+    assert kept.rounded < kept.learned < 0.15 and abs(kept.from_base - kept.learned) < kept.rounded
+    lost = judged(base)
+    assert lost.from_base == 0 and lost.relative < 0.15
+    (problem,) = lost.problems
+    assert problem.startswith("it is nearer to the untouched base (0) than to the run (0.0")
+    assert found(Made(table())).learned is None, "a linear head, of which an untouched base has none"
+
+
 @pytest.mark.parametrize(
     ("tokens", "template", "problem"),
     [
@@ -185,6 +205,13 @@ def test_heads_are_scored_by_their_classes() -> None:
 # ---- whole exports
 
 
+def test_a_forgotten_adapter_is_stopped(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heptune.tuning.rounds.merged", lambda *everything: None)
+    with pytest.raises(ParityError, match=r"nearer to the untouched base \(0\.\d+\) than to the run"):
+        heptune.export(runs("lora").folder, "gguf", out=tmp_path / "out", type="q8_0")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_weights_are_stopped_and_nothing_stays(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +264,15 @@ def test_what_reads_otherwise_is_seen() -> None:
     assert not tokenizer.template_agrees(template, lambda turns, tools, generate: render(turns, tools, True))
 
 
+def test_a_run_that_learned_nothing_is_told(bases: Any, data: Any, tmp_path: Path) -> None:
+    none = small("lora", learning_rate=1e-12)
+    run = heptune.tune(bases("llama"), data["chat"], technique=none, out=tmp_path / "run", **FEW)
+    told: list[object] = []
+    made = heptune.export(run.folder, "hf", out=tmp_path / "out", listener=told.append)
+    assert made.parities[0].learned is not None and made.parities[0].learned < 1e-6
+    assert any(isinstance(event, Note) and "it has learned nothing" in event.text for event in told)
+
+
 def test_an_interruption_leaves_nothing(runs: Runs, tmp_path: Path) -> None:
     def stop(event: object) -> None:
         if getattr(event, "what", "") == "asking transformers":
@@ -247,7 +283,7 @@ def test_an_interruption_leaves_nothing(runs: Runs, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_that_are_gone_are_told_and_not_compared(bases, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_records_that_are_gone_are_told_and_not_compared(bases: Any, tmp_path: Path) -> None:
     talks = write(tmp_path / "talks.jsonl", [{"prompt": f"What is {i}?", "completion": f"{i}"} for i in range(30)])
     run = heptune.tune(bases("llama"), talks, technique=small("lora"), out=tmp_path / "run", **FEW)
     talks.unlink()

@@ -269,9 +269,9 @@ def test_a_real_model_in_8_bits(data: dict[str, Path], tmp_path: Path) -> None:
     knobs: dict[str, Any] = {"batch_size": 4, "max_length": 128, "max_steps": 2, "validate_every": 2}
     run = heptune.tune("smollm2-135m", data["chat"], technique="lora", out=tmp_path / "run", **knobs)
     made = heptune.export(run.folder, "gguf", out=tmp_path / "out", type="q8_0")
-    assert made.parities[0].tokens and made.parities[0].template and made.parities[0].relative < 0.05
+    assert made.parities[0].tokens and made.parities[0].template and made.parities[0].relative < 0.15
     assert made.files["run-q8_0.gguf"] < 150e6
-    assert "PARAMETER stop \"<|im_end|>\"" in (tmp_path / "out/Modelfile").read_text("utf-8")
+    assert 'PARAMETER stop "<|im_end|>"' in (tmp_path / "out/Modelfile").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -96,6 +96,9 @@ def _rows(parities: tuple[Parity, ...]) -> list[list[str]]:
             f"{first.tolerance.logits:g}",
         ],
     ]
+    if first.learned is not None:
+        learned = ["what the run learned, in the same measure", *(f"{each.learned:.2g}" for each in parities), ""]
+        rows.append(learned)
     if first.greedy:
         rows.append(["greedy tokens that agree", *(f"{each.agreed} of {each.greedy}" for each in parities), "ties"])
     if first.before is not None:

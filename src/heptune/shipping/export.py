@@ -23,7 +23,7 @@ from heptune.runs.run import Run
 from heptune.shipping import adapterhub_folder, gguf_lora, gguf_model, merged, peft_folder
 from heptune.shipping.card import Step, card, next_steps
 from heptune.shipping.job import Job
-from heptune.shipping.parity import Consumer, Parity, ParityError, Tolerance, compare
+from heptune.shipping.parity import NOTHING, Consumer, Parity, ParityError, Tolerance, compare
 
 PARITY_FILE = "parity.json"
 LEAST_SHARD = 1 << 10
@@ -108,6 +108,8 @@ def export(
                 parity = compare(reference, consumer, tolerance, listener)
                 parity.require(f"the export of {run.folder} to {to}")
                 parities.append(parity)
+            if parities[0].learned is not None and parities[0].learned <= NOTHING:
+                listener(Note(f"{run.folder} says what its untouched base says: it has learned nothing", "warning"))
             write_json(made / PARITY_FILE, _kept(job, to, parities))
             steps = next_steps(job, to, made, target)
             (made / "README.md").write_text(card(job, to, parities, steps), "utf-8")

@@ -32,7 +32,7 @@ from heptune.tasks.template import ChatTemplate
 from heptune.tuning import base as bases
 from heptune.tuning import problem as problems
 from heptune.tuning import rounds
-from heptune.tuning.use import Tuned, opened
+from heptune.tuning.use import Bare, Tuned, opened
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 HELD_OUT_TOKENS = 256  # of a held-out record; longer ones lose their end
@@ -151,8 +151,16 @@ class Job:
         return rounds.head_of(self.run, anatomy, self.run.artifact)
 
     def reference(self) -> Reference:
-        """What the run says."""
-        tuned = self.open()
+        """What the run says, and its untouched base before."""
+        bare = Bare.of(self.run, self.listener)
+        untouched: list[torch.Tensor] = []
+        prompts: list[Asked] = []
+        if not self.has_head:
+            prompts = [Asked(tuple(bare.template.prompt(messages))) for messages in parity.CONVERSATIONS]
+            prompts += [Asked(tuple(Complete().prompt(text, bare.template))) for text in parity.TEXTS]
+            voice = PlainVoice(bare.anatomy.model, bare.template.stop_tokens)
+            untouched = [voice.logits(prompt) for prompt in prompts]
+        tuned = opened(self.run, self.listener, bare)
         if self.has_head:
             prompts = [
                 Asked(example.tokens, tuple(dict.fromkeys(place for place, _ in example.marks)))
@@ -164,14 +172,8 @@ class Job:
                 f"{self.run.folder} has pseudo tokens between the text and the answer, and other programs put all of "
                 "them in front; serve it with `heptune serve`"
             )
-        prompts = [Asked(tuple(tuned.template.prompt(messages))) for messages in parity.CONVERSATIONS]
-        prompts += [Asked(tuple(Complete().prompt(text, tuned.template))) for text in parity.TEXTS]
         voice = PlainVoice(tuned.model, tuned.template.stop_tokens)
-        return Reference.of(voice, prompts, self._held_out(tuned), self.listener)
-
-    def open(self) -> Tuned:
-        """The run, ready for use."""
-        return opened(self.run, self.listener)
+        return Reference.of(voice, prompts, self._held_out(tuned), self.listener, untouched)
 
     def _texts(self, tuned: Tuned) -> list[Example]:
         """The fixed texts as a linear head sees them."""

@@ -169,10 +169,10 @@ def label_probabilities(
     return [dict(sorted(each, key=lambda pair: -pair[1])) for each in pairs]
 
 
-def opened(run: Run, listener: Listener) -> Tuned:
-    """Loads a run's base and artifact for use."""
+def opened(run: Run, listener: Listener, bare: Bare | None = None) -> Tuned:
+    """Loads a run's base and artifact for use; where the base is loaded already, as `bare`, its artifact alone."""
     artifact = run.artifact
-    bare = Bare.of(run, listener)
+    bare = bare or Bare.of(run, listener)
     bare.restore(artifact, listener)
     task, calibration = tasks.from_json(run.manifest["task"]), Calibration.of(run.folder)
     return Tuned(run, task, bare.anatomy, bare.template, bare.scorer, calibration)
