@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 import heptune
 from heptune.core.errors import TechniqueError, UsageError
@@ -16,6 +18,8 @@ from heptune.data.record import Message
 from heptune.models.anatomy import dissect
 from heptune.models.load import load_base
 from heptune.models.quantization import dequantize, quantize
+from heptune.shipping.job import Job
+from heptune.techniques import _lora_peft
 from heptune.tuning.use import opened
 from shipping.conftest import FEW, Runs, small
 from tolerances import FLOAT32, assert_near
@@ -84,6 +88,20 @@ def test_a_base_in_4_bits_is_merged_with_the_weights_that_it_computed_with(runs:
     attached.merge()
     path = "model.layers.1.mlp.up_proj.weight"
     assert_near(found.get_parameter(path), base.model.get_parameter(path), FLOAT32, "not rounded to 4 bits again")
+
+
+def test_a_base_in_bfloat16_is_merged_in_float32(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the sum of a weight of 8 bits and what was learned has more than 8 bits."""
+    run = runs("lora")
+    monkeypatch.setattr("heptune.tuning.base.dtype", lambda capabilities: torch.bfloat16)
+    job = Job(run, "f32", 1 << 30, False, lambda event: None)
+    found = job.merged()[0].model
+    base = load_base(run.manifest["base"]["name"], dtype=torch.bfloat16).model.float()
+    path = "model.layers.1.mlp.up_proj"
+    a, b = (load_file(run.artifact / "adapter_model.safetensors")[_lora_peft.name(path, part)] for part in "AB")
+    want = base.get_parameter(f"{path}.weight") + 32 / 4 * b @ a
+    assert_near(found.get_parameter(f"{path}.weight"), want, FLOAT32)
+    assert replace(job, type="bf16").merged()[0].model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("technique", ["lora", "freeze", "full"])

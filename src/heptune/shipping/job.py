@@ -143,6 +143,10 @@ class Job:
     def merged(self) -> tuple[Base, Anatomy, ChatTemplate]:
         """The base with everything that was learned in its weights. Raises `TechniqueError` where that cannot be."""
         base, anatomy, template = self.bare()
+        if (
+            self.type != "bf16"
+        ):  # on a GPU the base is in bfloat16, in which a sum with what was learned loses part of it
+            base.model.float()
         rounds.merged(self.run, self.beneath, anatomy, self.listener)
         return base, anatomy, template
 
