@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 import heptune
 from heptune import techniques
 from heptune.core.errors import HeptuneError
+from heptune.runs import lineage
 from heptune.shipping.export import FORMATS
 from heptune.techniques import _adapterhub, _peft
 from shipping.conftest import Runs
@@ -61,6 +63,8 @@ def test_it_says_what_the_run_says_or_is_refused(name: str, to: str, runs: Runs,
     kept = json.loads((out / "parity.json").read_text("utf-8"))
     assert kept["format"] == chosen["to"] and kept["technique"]["name"] == name
     assert [each["relative"] for each in kept["parity"]] == [parity.relative for parity in made.parities]
+    assert kept["run"] == {"name": run.folder.name, "fingerprint": lineage.fingerprint(run)}
+    assert kept["versions"]["transformers"] == transformers.__version__
     card = (out / "README.md").read_text("utf-8")
     assert card.startswith("---\nbase_model: ") and all(step.words in card for step in made.next)
     assert set(made.files) == {path.name for path in out.iterdir()}

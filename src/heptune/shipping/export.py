@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import transformers
 
 import heptune
 from heptune.core.errors import HeptuneError, RunError, UsageError
@@ -143,15 +143,24 @@ def _loaded(consumers: Iterator[Consumer], what: str) -> Iterator[Consumer]:
         yield found
 
 
+def _versions() -> dict[str, str]:
+    """Of the programs that take part, those that are installed."""
+    found = {}
+    for package in ("torch", "transformers", "peft", "gguf", "llama-cpp-python"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def _kept(job: Job, to: str, parities: list[Parity]) -> dict[str, Any]:
     """What parity.json keeps."""
     manifest = job.run.manifest
     return {
         "heptune": heptune.__version__,
-        "transformers": transformers.__version__,
+        "versions": _versions(),
         "format": to,
         "type": job.type,
-        "run": str(job.run.folder.resolve()),
+        "run": {"name": job.run.folder.resolve().name, "fingerprint": lineage.fingerprint(job.run)},
         "base": {name: manifest["base"][name] for name in ("name", "revision", "fingerprint")},
         "technique": manifest["technique"],
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
