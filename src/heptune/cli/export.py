@@ -100,7 +100,9 @@ def _rows(parities: tuple[Parity, ...]) -> list[list[str]]:
         learned = ["what the run learned, in the same measure", *(f"{each.learned:.2g}" for each in parities), ""]
         rows.append(learned)
     if first.greedy:
-        rows.append(["greedy tokens that agree", *(f"{each.agreed} of {each.greedy}" for each in parities), "ties"])
+        rows.append(
+            ["greedy tokens that agree", *(f"{each.agreed} of {each.greedy}" for each in parities), "all, but ties"]
+        )
     if first.before is not None:
         rows.append(
             [
