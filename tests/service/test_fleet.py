@@ -11,6 +11,7 @@ import pytest
 import heptune
 from heptune import api
 from heptune.core.errors import RunError, UsageError
+from heptune.service.engine import GoneError
 from heptune.service.fleet import Fleet, names_of
 from served import Make, ask, greedy, technique_of, until_done
 
@@ -179,6 +180,34 @@ def test_unloading_ends_a_runs_replies(runs: dict[str, Path], fleet_of: Callable
     assert heard.reason == "cancelled" and kept.reason in ("stop", "length")
     with pytest.raises(UsageError, match="no model 'lora'"):
         fleet.get("lora")
+
+
+def test_what_was_asked_of_a_model_that_went_meanwhile_is_refused(
+    runs: dict[str, Path], fleet_of: Callable[..., Fleet]
+) -> None:
+    """It would be answered by the base."""
+    fleet = fleet_of({"lora": runs["lora"], "prefix": runs["prefix"]})
+    served = fleet.get("prefix")
+    engine = served.engine
+    reply, _ = ask(served, "What is 7?", 5)
+    later = served.alone(lambda: 1)
+    fleet.unload("prefix")
+    with pytest.raises(GoneError, match="unloaded"):
+        engine.submit(reply)
+    engine.turn()
+    with pytest.raises(GoneError, match="unloaded"):
+        later.result(1)
+    engine.stop()
+    with pytest.raises(GoneError, match="stops"):
+        engine.submit(ask(fleet.get("lora"), "What is 7?", 5)[0])
+    with pytest.raises(GoneError, match="stops"):
+        fleet.get("lora").alone(lambda: 1)
+
+
+def test_a_prompt_of_nothing_is_refused(runs: dict[str, Path], fleet_of: Callable[..., Fleet]) -> None:
+    for name in ("lora", "prefix", "prompt"):
+        with pytest.raises(UsageError, match="no tokens"):
+            fleet_of({name: runs[name]}).get(name).plain_tokens([])
 
 
 def test_names_of_runs(tmp_path: Path, runs: dict[str, Path]) -> None:

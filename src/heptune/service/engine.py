@@ -50,6 +50,10 @@ class QueueFullError(HeptuneError):
     """More wait than may wait."""
 
 
+class GoneError(HeptuneError):
+    """What was asked for is not there any more."""
+
+
 @dataclass(frozen=True)
 class _Job:
     work: Callable[[], Any]
@@ -79,6 +83,7 @@ class Engine:
         self.waiting: deque[Reply] = deque()
         self.active: list[Reply] = []
         self.counts = Counts()
+        self._known: set[Any] = set()  # models that may be asked
         self._pools: dict[int, Pool] = {}
         self._jobs: deque[_Job] = deque()
         self._bell = threading.Condition()
@@ -108,6 +113,7 @@ class Engine:
                 "start the server with more --cache-memory"
             )
         with self._bell:
+            self.require(reply.model)
             if len(self.waiting) >= self.room.waiting:
                 raise QueueFullError(f"{len(self.waiting)} replies are waiting already; try again later")
             self.waiting.append(reply)
@@ -123,11 +129,18 @@ class Engine:
         """Runs something that needs the base while no step runs. Raises `QueueFullError`."""
         future: Future[Any] = Future()
         with self._bell:
+            if self._stopping:
+                raise GoneError("the server stops")
             if len(self._jobs) >= self.room.waiting:
                 raise QueueFullError(f"{len(self._jobs)} requests are waiting already; try again later")
             self._jobs.append(_Job(work, future))
             self._bell.notify()
         return future
+
+    def require(self, model: Any) -> None:
+        """Raises `GoneError` for a model that was unloaded meanwhile, and where the engine stops."""
+        if self._stopping or model not in self._known:
+            raise GoneError("the server stops" if self._stopping else "the model was unloaded")
 
     def start(self) -> None:
         """Begins to step in a thread of its own."""
@@ -350,13 +363,16 @@ class Engine:
         """Makes models known and keeps what stands before their sequences. Between steps."""
         self.mixture.know(all_models)
         for model, rows in models:
+            self._known.add(model)
             if rows.positions and self.generates:
                 self.kept.pin(model, [-1 - j for j in range(rows.positions)], self._before(rows))
 
     def forget(self, model: Any, all_models: Sequence[RowChanges]) -> None:
         """Lets go of a model. Between steps."""
-        for reply in (*self.active, *self.waiting):
-            reply.cancelled |= reply.model is model
+        with self._bell:
+            self._known.discard(model)
+            for reply in (*self.active, *self.waiting):
+                reply.cancelled |= reply.model is model
         self._let_go()
         self.kept.forget(model)
         self.mixture.know(all_models)

@@ -95,12 +95,15 @@ class Served:
         return Placement(self.rows.front, self.rows.inner)
 
     def _with_front(self, tokens: list[int]) -> list[int]:
+        if not any(token >= 0 for token in tokens):
+            raise UsageError("the prompt has no tokens; write something")
         return tokens if self.rows.inner else [*(-1 - j for j in range(self.rows.positions)), *tokens]
 
     def alone(self, work: Callable[[], Any]) -> Future[Any]:
         """Runs something between two steps, with this model as the base's only one."""
 
         def on_it() -> Any:
+            self.engine.require(self)
             forward = self.engine.forward
             forward.readout = self.readout
             try:
@@ -234,6 +237,7 @@ class Fleet:
             scorer = Scorer(engine.forward, template, MAX_LENGTH, SCORING_ROWS)
             name = Path(base.name).name
             ground.models[name] = Served(name, engine, rows, template, scorer)
+            engine.learn([(ground.models[name], rows)], [rows])
             if name in self.models:
                 self.listener(Note(f"another {name} is served already; this base has no name of its own", "warning"))
         return ground

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heptune.core.errors import HeptuneError
-from heptune.service.engine import QueueFullError
+from heptune.service.engine import GoneError, QueueFullError
 from heptune.service.wire import Failure, Problem
 
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -27,4 +27,6 @@ def refusal_of(error: HeptuneError) -> Refusal:
     """What an error on the way means to a client."""
     if isinstance(error, QueueFullError):
         return Refusal(429, str(error), "queue_full")
+    if isinstance(error, GoneError):
+        return Refusal(503, str(error), "gone")
     return Refusal(400, str(error))
