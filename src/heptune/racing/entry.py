@@ -303,6 +303,6 @@ def _steps(
         step_tokens = sum(len(e.tokens) for e in examples) / batches_of(examples, settings).steps(1)
         return min(most, int(terms.budget_tokens / step_tokens / trainings))
     if terms.budget_s is not None:
-        left_s = max(1.0, terms.budget_s - spent_s)
+        left_s = max(0.0, terms.budget_s - spent_s)
         return facts.steps_within(left_s, entered, terms.finalists, terms.seeds, most)
     return most
