@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -323,7 +324,8 @@ def test_a_signal_lets_replies_end_and_takes_no_more(number: int, some: dict[str
     body = {**endless(), "max_tokens": 900}
     thread = threading.Thread(target=lambda: found.append(ask(url, "/v1/chat/completions", body)))
     thread.start()
-    time.sleep(0.5)
+    root = url.removesuffix("/v1")
+    until(lambda: b'heptune_active{engine="0"} 1.0' in urllib.request.urlopen(f"{root}/metrics").read())
     process.send_signal(number)
     thread.join()
     assert found[0][0] == 200 and found[0][1]["usage"]["completion_tokens"] == 900
