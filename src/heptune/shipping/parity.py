@@ -56,9 +56,9 @@ class Tolerance:
     score: float
 
 
-# By the type of the weights. smollm2-135m makes about twelve times as much of a rounding in its weights: up to 4e-6,
-# 3e-3, 2e-2 and 1e-1 were measured (docs/results/export.md). A forgotten adapter would be nearer to the base than to the
-# run, which no tolerance allows.
+# By the type of the weights. smollm2-135m makes about twelve times as much of a rounding in its weights: up to 1e-5,
+# 3e-3, 2e-2 and 1e-1 were measured (docs/results/export.md). A forgotten adapter would be nearer to the base than to
+# the run, which no tolerance allows.
 TOLERANCES = {
     "f32": Tolerance(1e-4, 1e-4, 0.0),
     "f16": Tolerance(1e-2, 1e-2, 0.1),
