@@ -1,7 +1,7 @@
 """How fast many clients are served by many tuned models on one base, beside PEFT one request at a time.
 
-    python benchmarks/serving.py --data ../shared/data --runs /tmp/runs --threads 2
-    python benchmarks/serving.py --data ../shared/data --runs /tmp/runs --threads 2 --soak 600
+    python benchmarks/serving.py --data ../shared/data --runs runs/serving --threads 2
+    python benchmarks/serving.py --data ../shared/data --runs runs/serving --threads 2 --soak 600
 
 Clients each ask one question after the other, every time another model: LoRA twice, Prefix Tuning, Prompt Tuning,
 P-Tuning and P-Tuning v2 (what PEFT has too), greedy replies of at most `--tokens` tokens. The runs are trained for a
