@@ -70,3 +70,15 @@ def test_pieces_add_up_to_the_text_before_its_first_stop(text: str, stops: list[
     pieces.append(growing.piece(final=True))
     places = [whole.find(stop) for stop in stops if stop in whole]
     assert "".join(pieces) == (whole[: min(places)] if places else whole)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40))
+def test_tokens_that_are_no_text_together_are_read_all_the_same(tokens: list[int]) -> None:
+    growing = Growing(TOKENIZER)
+    for token in tokens:
+        growing.add(token)
+        growing.piece()
+    growing.end()
+    growing.piece(final=True)
+    assert growing.text == TOKENIZER.decode(tokens, skip_special_tokens=True)

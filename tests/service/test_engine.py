@@ -85,3 +85,16 @@ def test_every_architecture_says_in_a_mixed_batch_what_it_says_alone(
     until_done(fleet)
     wanted = {(name, q): greedy(runs[name], q, limit=10) for name, q in asked}
     assert {key: list(reply.said) for key, reply in asked.items()} == wanted
+
+
+def test_what_goes_wrong_with_one_reply_is_its_own(
+    runs: dict[str, Path], fleet_of: Callable[..., Fleet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = fleet_of({"lora": runs["lora"]})
+    (bad, heard), (good, kept) = (ask(fleet.get("lora"), question, 6) for question in QUESTIONS[:2])
+    bad.text.add = lambda token: 1 / 0  # type: ignore[assignment, return-value]
+    for reply in (bad, good):
+        fleet.engines[0].submit(reply)
+    until_done(fleet)
+    assert heard.reason == "failed" and kept.reason in ("stop", "length")
+    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from heptune.core.errors import BaseModelError, HeptuneError, UsageError
 from heptune.engine.forward import SELF_TEST_TOLERANCE, Forward
 from heptune.models.mixture import Mixture, RowChanges
 from heptune.models.slots import SMALLEST_POOL, Pool, Reading, Slot, Step, put, taken
-from heptune.service.choice import choose
+from heptune.service.choice import Chosen, choose
 from heptune.service.kept import Kept, KeysAndValues, shared
 from heptune.service.reply import CANCELLED, FAILED, LENGTH, STOP, End, Piece, Reply
 
@@ -257,19 +257,27 @@ class Engine:
         for reply, chosen in zip(replies, found, strict=True):
             if reply.cancelled:
                 continue
-            if chosen.token in reply.stop_tokens:
-                self._end(reply, STOP, Piece("", chosen))
-                continue
-            reply.tokens.append(chosen.token)
-            self.counts.said_tokens += 1
-            reply.text.add(chosen.token)
-            complete = reply.walk is not None and not len(reply.walk.allowed(reply.said))
-            if reply.text.stopped or complete:
-                self._end(reply, STOP, Piece("", chosen))
-            elif len(reply.said) >= reply.limit:
-                self._end(reply, LENGTH, Piece("", chosen))
-            else:
-                reply.hear(Piece(reply.text.piece(), chosen))
+            try:
+                self._add(reply, chosen)
+            except Exception as error:  # it is this reply's alone
+                traceback.print_exc()
+                self.counts.failed += 1
+                self._leave(reply, End(FAILED, f"{type(error).__name__}: {error}"), keep=False)
+
+    def _add(self, reply: Reply, chosen: Chosen) -> None:
+        if chosen.token in reply.stop_tokens:
+            self._end(reply, STOP, Piece("", chosen))
+            return
+        reply.tokens.append(chosen.token)
+        self.counts.said_tokens += 1
+        reply.text.add(chosen.token)
+        complete = reply.walk is not None and not len(reply.walk.allowed(reply.said))
+        if reply.text.stopped or complete:
+            self._end(reply, STOP, Piece("", chosen))
+        elif len(reply.said) >= reply.limit:
+            self._end(reply, LENGTH, Piece("", chosen))
+        else:
+            reply.hear(Piece(reply.text.piece(), chosen))
 
     def _end(self, reply: Reply, reason: str, last: Piece) -> None:
         reply.text.end()

@@ -25,8 +25,11 @@ class Growing:
         """One more token; `stopped` says whether a stop string is complete with it."""
         self.tokens.append(token)
         if self._stream is not None:
-            self.text += self._stream.step(self._backend, token) or ""
-        else:
+            try:
+                self.text += self._stream.step(self._backend, token) or ""
+            except Exception:  # tokenizers 0.23 gives up on some tokens that are no UTF-8 together
+                self._stream = None
+        if self._stream is None:
             whole = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
             self.text = self.text if whole.endswith("�") else whole
         self._look_for_stops()
